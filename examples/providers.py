@@ -60,7 +60,10 @@ def start_server() -> tuple[Any, dict[str, str]]:
 
 
 def main(*names: str) -> None:
-    """Asks each provider the same questions."""
+    """Asks each of the named providers, or all, the same questions."""
+    unknown = [name for name in names if name not in PROVIDERS]
+    if unknown:
+        sys.exit(f"There is no provider {', '.join(unknown)} here. The names are: {', '.join(PROVIDERS)}.")
     server, here = start_server()
     with tempfile.TemporaryDirectory() as folder, DataDreamer(folder):
         questions = DataSource("Questions", data={"question": QUESTIONS})
@@ -77,4 +80,4 @@ def main(*names: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*(name for name in sys.argv[1:] if name in PROVIDERS))
+    main(*sys.argv[1:])

@@ -205,7 +205,10 @@ def _calls(reply: Reply) -> list[ToolCall]:
         return []
     if not all(isinstance(each, Mapping) and {"name", "arguments"} <= each.keys() for each in reply):
         return []
-    return [tool_call(each.get("id"), each["name"], each["arguments"], index) for index, each in enumerate(reply)]
+    return [
+        tool_call(each.get("id"), each["name"], each["arguments"], index, each.get("thought"))
+        for index, each in enumerate(reply)
+    ]
 
 
 def _pattern(text: Any) -> re.Pattern[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import tempfile
 import threading
 from collections import defaultdict
@@ -73,6 +74,11 @@ class Recorded(LLM):
         self, cassette: str | Path, make_llm: LLM | Callable[[], LLM] | None = None, *, record: bool | None = None
     ) -> None:
         super().__init__()
+        if not isinstance(cassette, str | os.PathLike):
+            raise ArgumentTypeError(
+                f"Recorded takes the path of a cassette, and then the LLM or a function that makes it, not "
+                f"{cassette!r:.100}."
+            )
         self.path = Path(cassette)
         if record is not None and not isinstance(record, bool):
             raise ArgumentTypeError(f"record must be True, False or None, not {record!r:.100}.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -80,3 +82,11 @@ def test_an_example_runs_to_its_end_and_again_without_work(run, tmp_path: Path, 
 @pytest.mark.parametrize("name", WHOLE)
 def test_an_example_without_a_short_form_runs_to_its_end(run, tmp_path: Path, name: str) -> None:
     assert WHOLE[name] in run(EXAMPLES / f"{name}.py", str(tmp_path / "out")).stdout
+
+
+def test_a_provider_whose_name_is_misspelt_ends_the_script_before_anything_is_asked() -> None:
+    command = [sys.executable, str(EXAMPLES / "providers.py"), "MistralAI", "Mistral"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("There is no provider Mistral here. The names are: OpenAI, ")
+    assert not ended.stdout

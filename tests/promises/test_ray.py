@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import threading
@@ -82,14 +83,20 @@ def cluster() -> Iterator[None]:
 
 
 def sampled(body: dict[str, Any], before: int) -> Reply:
-    """Answers with the seed too, so that each repetition of a prompt has an answer of its own."""
+    """Answers with the seed too, so that each repetition of a prompt has an answer of its own; calls the first tool."""
+    if body.get("tools"):
+        function = {"name": body["tools"][0]["function"]["name"], "arguments": json.dumps({"of": prompt_of(body)})}
+        said = {"role": "assistant", "content": None, "tool_calls": [{"id": "c", "function": function}]}
+        return Reply(body=json.dumps({"choices": [{"message": said, "finish_reason": "tool_calls"}]}).encode())
     return Reply(f"{prompt_of(body)} {body.get('seed')}")
 
 
 def all_kinds(folder: Path, engine: Any, url: str, gguf: Path) -> tuple[list[list[Any]], list[str]]:
     """Rows and fingerprints of each kind of work that an engine may run elsewhere."""
     with DataDreamer(folder, engine=engine, verbose=False):
-        rows = DataSource("Rows", {"text": [f"text {index % 30}" * (1 + index % 2) for index in range(90)]})
+        tools = [None, '[{"name": "look"}]', '[{"name": "search"}]']
+        texts = [f"text {index % 30}" * (1 + index % 2) for index in range(90)]
+        rows = DataSource("Rows", {"text": texts, "tools": tools * 30})
         column = rows.output["text"]
         few = rows.take(6, lazy=False).output["text"]
         sampling = {"temperature": 1.0, "top_p": 1.0, "seed": 5}
@@ -98,6 +105,11 @@ def all_kinds(folder: Path, engine: Any, url: str, gguf: Path) -> tuple[list[lis
             rows.map(lambda row, index: {"length": len(row["text"]) + index}, with_indices=True, lazy=False),
             rows.filter(lambda row: row["text"].endswith("3"), lazy=False),
             Prompt("Ask", inputs={"prompts": column}, args={"llm": OpenAI("m", base_url=url), **sampling}),
+            Prompt(
+                "Ask with tools",
+                inputs={"prompts": column, "tools": rows.output["tools"]},
+                args={"llm": OpenAI("m", base_url=url), **sampling},
+            ),
             Prompt(
                 "Ask a model of one's own",
                 inputs={"prompts": few},
@@ -121,6 +133,7 @@ def test_rows_order_errors_and_fingerprints_are_those_of_a_local_run(tmp_path: P
             assert found[0][index] == rows
         assert found[1] == expected[1]
         assert any(rows[-1] for rows in found[0]), "texts that are too long fail their rows"
+        assert ["'name': 'look'" in str(row) for row in found[0][4][:3]] == [False, True, False]
 
         assert all_kinds(tmp_path / "ray", "local", server.url, smollm_gguf) == expected
         assert len(server.requests) == 2 * asked

@@ -260,6 +260,8 @@ def test_what_cannot_be_replayed_or_recorded_is_said(tmp_path: Path) -> None:
         Recorded(file)
     with pytest.raises(ArgumentTypeError, match="takes an LLM"):
         Recorded(file, lambda: "m")  # type: ignore[arg-type,return-value]
+    with pytest.raises(ArgumentTypeError, match="the path of a cassette, and then the LLM"):
+        Recorded(echo(), file)  # type: ignore[arg-type]
     with pytest.raises(ArgumentTypeError, match="record must be True, False or None"):
         Recorded(file, echo(), record="new")  # type: ignore[arg-type]
     Recorded(file, echo())

@@ -25,6 +25,7 @@ from .image_parts import anthropic_message
 from .prices import Usage, counted, token_count
 from .received import Received
 from .schema import ANSWER_FIELD, object_schema, strict_schema
+from .thoughts import ANTHROPIC
 from .tool_calls import tool_call
 from .tool_messages import anthropic_choice, anthropic_messages
 from .tools import kind_of
@@ -286,14 +287,20 @@ class Anthropic(APIModel):
             why = getattr(message.stop_details, "explanation", None) or "a safety classifier stopped it"
             return answer_text(None, "stop", refusal=why)
         parts: list[Any] = list(message.content)
-        calls = [tool_call(part.id, part.name, part.input) for part in parts if part.type == "tool_use"]
+        calls = []
+        if schema is None and any(part.type == "tool_use" for part in parts):
+            thoughts = ANTHROPIC.thoughts([part.to_dict() for part in parts], lambda part: part["type"] == "tool_use")
+            uses = [part for part in parts if part.type == "tool_use"]
+            calls = [
+                tool_call(use.id, use.name, use.input, thought=thought)
+                for use, thought in zip(uses, thoughts, strict=True)
+            ]
         if schema is not None:
             # The tool's input is the answer; text next to it is not.
             kind = "tool_use" if any(part.type == "tool_use" for part in parts) else "text"
             wrapped = object_schema(schema)[1]
-            thoughts = [part for part in parts if part.type == "thinking"]
-            parts = thoughts + [_json_part(part, wrapped) for part in parts if part.type == kind]
-            calls = []
+            thinking = [part for part in parts if part.type == "thinking"]
+            parts = thinking + [_json_part(part, wrapped) for part in parts if part.type == kind]
         return answer_text(parts or "", _finish_reason(message), shaped=schema is not None, calls=calls)
 
 

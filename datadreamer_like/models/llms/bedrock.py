@@ -26,8 +26,9 @@ from .prices import Usage, counted
 from .received import Received
 from .schema import ANSWER_FIELD, object_schema, strict_schema
 from .secrets import Secrets, hide_in_logs
+from .thoughts import CONVERSE
 from .tool_calls import tool_call
-from .tool_messages import converse_calls, converse_tools
+from .tool_messages import converse_result, converse_tools, converse_turn
 
 logger = logging.getLogger("datadreamer_like")
 
@@ -301,9 +302,12 @@ def _converse(messages: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], lis
     made: list[dict[str, Any]] = []
     for message in rest:
         role = "user" if message["role"] == "tool" else message["role"]
-        calls = converse_calls(message)
-        said = message.get("content") if not calls or message["role"] != "tool" else None
-        content = [*_blocks(said if said or not calls else None), *calls]
+        if message["role"] == "tool":
+            content = [converse_result(message)]
+        else:
+            calls = message.get("tool_calls")
+            content = _blocks(message.get("content") or None if calls else message.get("content"))
+            content = [_with_bytes(block) for block in converse_turn(content, message)] if calls else content
         if made and made[-1]["role"] == role == "user" and any("toolResult" in block for block in made[-1]["content"]):
             made[-1]["content"] += content  # all results of a turn, and what follows them, are one message
         else:
@@ -313,6 +317,22 @@ def _converse(messages: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], lis
 
 def _blocks(content: Any) -> list[dict[str, Any]]:
     return [{"text": content}] if isinstance(content, str) else [_block(part) for part in content or ()]
+
+
+def _with_text(block: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a block whose encrypted thought, which is bytes, is a text, as JSON needs it."""
+    hidden = block.get("reasoningContent", {}).get("redactedContent")
+    if not isinstance(hidden, bytes):
+        return dict(block)
+    return {"reasoningContent": {"redactedContent": {"base64": base64.b64encode(hidden).decode()}}}
+
+
+def _with_bytes(block: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a block of `_with_text` as it was."""
+    hidden = block.get("reasoningContent", {}).get("redactedContent")
+    if not isinstance(hidden, Mapping):
+        return dict(block)
+    return {"reasoningContent": {"redactedContent": base64.b64decode(hidden["base64"])}}
 
 
 def _block(part: Mapping[str, Any]) -> dict[str, Any]:
@@ -346,7 +366,11 @@ def _text(response: Mapping[str, Any], schema: Mapping[str, Any] | None) -> Answ
     if content is not None and schema is not None and object_schema(schema)[1]:
         content = _unwrapped(content)
     uses = [block["toolUse"] for block in blocks if "toolUse" in block]
-    calls = [tool_call(use.get("toolUseId"), use.get("name"), use.get("input")) for use in uses]
+    signed = CONVERSE.thoughts(map(_with_text, blocks), lambda block: "toolUse" in block) if uses else []
+    calls = [
+        tool_call(use.get("toolUseId"), use.get("name"), use.get("input"), thought=thought)
+        for use, thought in zip(uses, signed, strict=True)
+    ]
     reason = _FINISH_REASONS.get(response["stopReason"], response["stopReason"])
     reasoning = "\n".join(thought for thought in thoughts if thought) or None
     return answer_text(content, reason, reasoning=reasoning, shaped=schema is not None, calls=calls)

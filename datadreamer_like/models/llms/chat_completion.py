@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from .answer_text import AnswerText, answer_text
@@ -22,8 +23,11 @@ def usage_of(completion: Fields) -> Usage:
     )
 
 
-def text_of(choice: Fields, shaped: bool) -> AnswerText:
-    """Returns the text of one choice; a choice without a message raises AttributeError."""
+def text_of(choice: Fields, shaped: bool, wanted_back: Collection[str] = ()) -> AnswerText:
+    """Returns the text of one choice; a choice without a message raises AttributeError.
+
+    `wanted_back` are the fields of thoughts that the server wants back with calls.
+    """
     message = choice.message
     # DeepSeek's and vLLM's names for thoughts.
     thoughts = message.reasoning_content or message.reasoning
@@ -33,7 +37,7 @@ def text_of(choice: Fields, shaped: bool) -> AnswerText:
         refusal=message.refusal,
         reasoning=thoughts if isinstance(thoughts, str) else None,
         shaped=shaped,
-        calls=openai_calls(message) if message.tool_calls else (),
+        calls=openai_calls(message, wanted_back) if message.tool_calls else (),
     )
 
 

@@ -42,6 +42,8 @@ class Quirks:
     reports_cost: bool = False
     # Whether the ids of calls in a conversation must be nine letters and digits.
     short_call_ids: bool = False
+    # Fields of answers with calls that a conversation must have again.
+    wants_back: frozenset[str] = frozenset()
     # What `tool_choice` may be; empty if there are no tools.
     tool_choices: frozenset[str] = TOOL_CHOICES
     # Unsupported generation options, each with advice; refused before any request.

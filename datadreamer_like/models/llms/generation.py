@@ -235,8 +235,8 @@ class Answer:
         finish_reasons: Why each text ended: "stop", "length", "content_filter", ...
         logprobs: The tokens of each text, if `top_logprobs` was given.
         reasoning: The model's reasoning for each text, if it returns any; it is not part of the text.
-        tool_calls: The calls next to each text, if there are any: `{"id", "name", "arguments"}`. An answer may consist
-            of calls alone; its text is then None.
+        tool_calls: The calls next to each text, if there are any: `{"id", "name", "arguments"}`, with `thought` where
+            the provider wants it back in a conversation. An answer may consist of calls alone; its text is then None.
         cached_tokens: Tokens of the prompt that the provider read from its own prompt cache.
         cost: US dollars; 0 for a local model and for a cached answer, None if the price is unknown.
         error: Why the row failed; `texts` is then empty or contains a rejected answer.

@@ -13,6 +13,10 @@ from ..calls.batch_api import BatchAPI
 from .endpoint import Endpoint, Quirks
 from .openai_batches import OpenAIBatches
 from .openai_compatible import OpenAICompatible
+from .thoughts import CHAT_FIELDS
+
+# What is known of a server that is given by its address alone.
+_ANY_SERVER = Quirks(echoes=True, wants_back=CHAT_FIELDS)
 
 
 class OpenAI(OpenAICompatible):
@@ -98,7 +102,7 @@ class OpenAI(OpenAICompatible):
     @property
     def quirks(self) -> Quirks:
         """OpenAI's quirks at its own servers, the protocol's defaults elsewhere."""
-        return self.endpoint.quirks if self.endpoint.serves(self.base_url) else Quirks(echoes=True)
+        return self.endpoint.quirks if self.endpoint.serves(self.base_url) else _ANY_SERVER
 
     def batch_api(self) -> BatchAPI | None:
         """Returns OpenAI's batches; None on Azure, whose batches need deployments of their own."""

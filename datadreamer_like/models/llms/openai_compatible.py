@@ -164,7 +164,7 @@ class OpenAICompatible(APIModel):
         choices = [choice for completion in completions for choice in completion.choices][: sampling.n]
         shaped = sampling.schema is not None
         try:
-            texts = [text_of(choice, shaped) for choice in choices]
+            texts = [text_of(choice, shaped, self.quirks.wants_back) for choice in choices]
             logprobs = [logprobs_of(choice) for choice in choices] if sampling.top_logprobs is not None else None
         except (AttributeError, TypeError, ValueError) as error:
             address = shown_address(self.base_url)
@@ -313,7 +313,7 @@ class OpenAICompatible(APIModel):
         """Returns the parameters of a request for `n` answers."""
         messages = request.messages(self.system_prompt)
         if not isinstance(request.prompt, str):
-            messages = openai_messages(messages)
+            messages = openai_messages(messages, thoughts=self.quirks.wants_back)
             messages = with_short_ids(messages) if self.quirks.short_call_ids else messages
         if request.sampling.schema is not None and self.quirks.response_format == "json_object":
             messages = with_schema(messages, request.sampling.schema)

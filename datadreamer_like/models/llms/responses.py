@@ -18,6 +18,7 @@ from .openai_batches import ResponsesBatches
 from .prices import Usage, counted, token_count
 from .provider_errors import ErrorInAnswer
 from .schema import openai_response_format
+from .thoughts import RESPONSES
 from .tool_calls import tool_call
 from .tool_messages import responses_items, responses_tools
 from .tools import kind_of
@@ -265,8 +266,12 @@ def _text(response: Any, shaped: bool) -> AnswerText:
         if item.type == "reasoning"
         for part in (getattr(item, "content", None) or item.summary or ())
     ]
+    called = [item for item in response.output if item.type == "function_call"]
+    items = [item.to_dict() for item in response.output] if called else []
+    kept = RESPONSES.thoughts(items, lambda item: item["type"] == "function_call")
     calls = [
-        tool_call(each.call_id, each.name, each.arguments) for each in response.output if each.type == "function_call"
+        tool_call(each.call_id, each.name, each.arguments, thought=thought)
+        for each, thought in zip(called, kept, strict=True)
     ]
     reasoning = "\n\n".join(thoughts) or None
     return answer_text(parts or None, _finish_reason(response), reasoning=reasoning, shaped=shaped, calls=calls)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,11 +13,12 @@ from datadreamer_like.errors import DefinitionError
 from ..calls.failures import Rejected
 from .generation import Answer, Request, Sampling
 from .schema_check import Problem, json_value, schema_problems, shown_problems
+from .thoughts import chat_thoughts
 from .tools import Tool, ToolCall, kind_of, shown_calls
 
 
-def tool_call(id: object, name: object, arguments: object, index: int = 0) -> ToolCall:
-    """Returns a call; arguments that are a JSON object in a text become a dictionary."""
+def tool_call(id: object, name: object, arguments: object, index: int = 0, thought: str | None = None) -> ToolCall:
+    """Returns a call, with its `thought` if there is one; arguments that are a JSON object become a dictionary."""
     if isinstance(arguments, str) or arguments is None:
         try:
             value = json_value(arguments) if arguments and arguments.strip() else {}
@@ -26,16 +27,21 @@ def tool_call(id: object, name: object, arguments: object, index: int = 0) -> To
             pass
     elif isinstance(arguments, Mapping):
         arguments = dict(arguments)
-    return ToolCall(id=str(id or f"call_{index}"), name=str(name or ""), arguments=arguments)
+    call = ToolCall(id=str(id or f"call_{index}"), name=str(name or ""), arguments=arguments)
+    return call if thought is None else {**call, "thought": thought}
 
 
-def openai_calls(message: Any) -> tuple[ToolCall, ...]:
-    """Returns the calls in a message of OpenAI's chat completions, a mapping; raises AttributeError for others."""
+def openai_calls(message: Any, thoughts: Collection[str] = ()) -> tuple[ToolCall, ...]:
+    """Returns the calls in a message of OpenAI's chat completions, a mapping; raises AttributeError for others.
+
+    `thoughts` are the fields in which the server sends thoughts that it wants back.
+    """
     calls = message.get("tool_calls") or ()
     functions = [(call.get("id"), call.get("function") or {}) for call in calls]
+    own = chat_thoughts(message, thoughts) if thoughts else [None] * len(functions)
     return tuple(
-        tool_call(call_id, function.get("name"), function.get("arguments"), index)
-        for index, (call_id, function) in enumerate(functions)
+        tool_call(call_id, function.get("name"), function.get("arguments"), index, thought)
+        for index, ((call_id, function), thought) in enumerate(zip(functions, own, strict=True))
     )
 
 
@@ -51,7 +57,8 @@ def check_tools(llm: Any, sampling: Sampling, tools: Sequence[Tool]) -> None:
         return
     if not llm.tool_choices:
         raise DefinitionError(
-            f"{llm.display_name} takes no tools. Leave them out, or use a model of an API or LlamaCPP."
+            f"{llm.display_name} takes no tools. Leave them out, or use a model of an API, or one in LlamaCPP "
+            "whose chat template has a place for tools."
         )
     kind, choice = kind_of(sampling.tool_choice), sampling.tool_choice
     if kind not in llm.tool_choices:

@@ -1,7 +1,8 @@
 """Calls of tools and their results in a conversation, from the neutral form to that of each API.
 
 The neutral form is `{"role": "assistant", "content": ..., "tool_calls": [{"id", "name", "arguments"}]}` and
-`{"role": "tool", "tool_call_id": ..., "content": ...}`; that of OpenAI's chat completions is understood too.
+`{"role": "tool", "tool_call_id": ..., "content": ...}`; that of OpenAI's chat completions is understood too. A call
+that has a `thought` is sent with it to the API that it comes from.
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from datadreamer_like.errors import BadRequest
 
+from .thoughts import ANTHROPIC, CALL_FIELD, CONVERSE, MESSAGE_FIELDS, RESPONSES, thought_fields, thought_of
 from .tools import Tool, ToolCall, kind_of
 
 Messages = list[dict[str, Any]]
@@ -45,7 +47,14 @@ def neutral_calls(message: Mapping[str, Any]) -> list[ToolCall]:
                 f"A call in tool_calls is {call!r:.200}; expected an id, a name and arguments, which are a dictionary "
                 "or a JSON object as a text."
             )
-        found.append(ToolCall(id=str(call.get("id") or f"call_{index}"), name=inner["name"], arguments=dict(arguments)))
+        made = ToolCall(id=str(call.get("id") or f"call_{index}"), name=inner["name"], arguments=dict(arguments))
+        thought = call.get("thought")
+        if thought is None:
+            thought = thought_of({CALL_FIELD: call.get(CALL_FIELD)})
+        if thought is not None:
+            made["thought"] = thought
+            thought_fields(made)
+        found.append(made)
     return found
 
 
@@ -61,10 +70,11 @@ def calls_tools(messages: Sequence[Mapping[str, Any]]) -> bool:
     return any(message.get("role") == "tool" or message.get("tool_calls") for message in messages)
 
 
-def openai_messages(messages: Messages, *, as_text: bool = True) -> Messages:
+def openai_messages(messages: Messages, *, as_text: bool = True, thoughts: Collection[str] = ()) -> Messages:
     """Returns messages in the form of OpenAI's chat completions; arguments are JSON texts, or dictionaries.
 
-    Chat templates of Hugging Face take the same form with dictionaries.
+    Chat templates of Hugging Face take the same form with dictionaries. `thoughts` are the fields in which the server
+    wants its thoughts back.
     """
     if not calls_tools(messages):
         return [_filled(message) for message in messages]
@@ -72,6 +82,8 @@ def openai_messages(messages: Messages, *, as_text: bool = True) -> Messages:
     for message in messages:
         plain = _filled(message)
         if message.get("tool_calls"):
+            calls = neutral_calls(message)
+            sent = [{name: each for name, each in thought_fields(call).items() if name in thoughts} for call in calls]
             plain["tool_calls"] = [
                 {
                     "id": call["id"],
@@ -80,9 +92,11 @@ def openai_messages(messages: Messages, *, as_text: bool = True) -> Messages:
                         "name": call["name"],
                         "arguments": _json(call["arguments"]) if as_text else call["arguments"],
                     },
+                    **{name: value for name, value in fields.items() if name == CALL_FIELD},
                 }
-                for call in neutral_calls(message)
+                for call, fields in zip(calls, sent, strict=True)
             ]
+            plain = {**{name: value for name, value in sent[0].items() if name in MESSAGE_FIELDS}, **plain}
             plain.setdefault("content", None if as_text else "")
         elif message.get("role") == "tool":
             plain["content"] = _result(message)[1]
@@ -122,17 +136,13 @@ def responses_items(message: dict[str, Any]) -> Messages | None:
         return [{"type": "function_call_output", "call_id": call, "output": content}]
     if not message.get("tool_calls"):
         return None
-    calls = [
-        {
-            "type": "function_call",
-            "call_id": call["id"],
-            "name": call["name"],
-            "arguments": _json(call["arguments"]),
-        }
-        for call in neutral_calls(message)
-    ]
+
+    def item(call: ToolCall) -> dict[str, Any]:
+        arguments = _json(call["arguments"])
+        return {"type": "function_call", "call_id": call["id"], "name": call["name"], "arguments": arguments}
+
     said = {name: value for name, value in _filled(message).items() if name != "tool_calls"}
-    return [said, *calls] if said.get("content") else calls
+    return RESPONSES.turn([said] if said.get("content") else [], neutral_calls(message), item)
 
 
 def responses_tools(tools: Sequence[Tool]) -> list[dict[str, Any]]:
@@ -147,9 +157,8 @@ def anthropic_messages(messages: Messages) -> Messages:
     for message in messages:
         plain = _filled(message)
         if message.get("tool_calls"):
-            calls = neutral_calls(message)
-            blocks = [{"type": "tool_use", "id": c["id"], "name": c["name"], "input": c["arguments"]} for c in calls]
-            plain = {"role": "assistant", "content": [*_parts(plain.get("content")), *blocks]}
+            blocks = ANTHROPIC.turn(_parts(plain.get("content")), neutral_calls(message), _tool_use)
+            plain = {"role": "assistant", "content": blocks}
         elif message.get("role") == "tool":
             call, content = _result(message)
             block = {"type": "tool_result", "tool_use_id": call, "content": content}
@@ -169,15 +178,19 @@ def anthropic_choice(choice: str | None) -> dict[str, Any] | None:
     return {"type": "any" if kind == "required" else kind}
 
 
-def converse_calls(message: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Returns the blocks of Bedrock's Converse API for the calls of a message, or for a result."""
-    if message.get("role") == "tool":
-        call, content = _result(message)
-        return [{"toolResult": {"toolUseId": call, "content": [{"text": content}]}}]
-    return [
-        {"toolUse": {"toolUseId": call["id"], "name": call["name"], "input": call["arguments"]}}
-        for call in neutral_calls(message)
-    ]
+def converse_result(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the block of Bedrock's Converse API for the result of a call."""
+    call, content = _result(message)
+    return {"toolResult": {"toolUseId": call, "content": [{"text": content}]}}
+
+
+def converse_turn(said: Sequence[dict[str, Any]], message: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Returns the blocks of Bedrock's Converse API for a message with calls; `said` are those of its text."""
+
+    def block(call: ToolCall) -> dict[str, Any]:
+        return {"toolUse": {"toolUseId": call["id"], "name": call["name"], "input": call["arguments"]}}
+
+    return CONVERSE.turn(said, neutral_calls(message), block)
 
 
 def converse_tools(tools: Sequence[Tool], choice: str | None) -> dict[str, Any]:
@@ -196,6 +209,10 @@ def converse_tools(tools: Sequence[Tool], choice: str | None) -> dict[str, Any]:
     kinds: dict[str, dict[str, Any]] = {"auto": {"auto": {}}, "required": {"any": {}}}
     chosen = kinds.get(kind, {"tool": {"name": choice}})
     return {"tools": specs, **({} if choice is None else {"toolChoice": chosen})}
+
+
+def _tool_use(call: ToolCall) -> dict[str, Any]:
+    return {"type": "tool_use", "id": call["id"], "name": call["name"], "input": call["arguments"]}
 
 
 def _filled(message: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeAlias, TypedDict
+from typing import Any, NotRequired, TypeAlias, TypedDict
 
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, require_extra
 
@@ -18,12 +18,14 @@ Tool: TypeAlias = Mapping[str, Any]
 class ToolCall(TypedDict):
     """A call that a model asks for: never executed, only kept.
 
-    `arguments` are a dictionary, or the text as the model wrote it if that is not a JSON object.
+    `arguments` are a dictionary, or the text as the model wrote it if that is not a JSON object. `thought` is there if
+    the provider sent thoughts that it wants back with the call: a text that only `thoughts` reads.
     """
 
     id: str
     name: str
     arguments: Any
+    thought: NotRequired[str]
 
 
 TOOL_CHOICES = frozenset({"auto", "none", "required", "name"})

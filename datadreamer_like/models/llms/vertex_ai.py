@@ -45,6 +45,7 @@ class VertexAI(OpenAICompatible):
         key_variable="GOOGLE_APPLICATION_CREDENTIALS",
         quirks=Quirks(
             seed_name=None,
+            wants_back=frozenset({"extra_content"}),
             refuses={
                 "repetition_penalty": "Use presence_penalty or frequency_penalty.",
                 "logit_bias": "Leave it out.",

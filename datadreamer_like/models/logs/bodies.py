@@ -9,8 +9,9 @@ from typing import Any
 from ..llms.answer_text import AnswerText, answer_of, answer_text
 from ..llms.generation import Answer
 from ..llms.prices import Usage, known_prices
+from ..llms.thoughts import ANTHROPIC, RESPONSES
 from .logged_call import LoggedCall, count_of, failed, logprobs_of, options_of, plain_messages, time_of
-from .logged_tools import calls_in
+from .logged_tools import answer_calls, calls_in, with_thoughts
 
 Body = Mapping[str, Any]
 
@@ -75,7 +76,7 @@ def chat_answer(choices: Sequence[Body], usage: Body, options: Mapping[str, Any]
                 refusal=message.get("refusal"),
                 reasoning=thoughts if isinstance(thoughts, str) else None,
                 shaped=shaped,
-                calls=calls_in(message),
+                calls=answer_calls(message),
             )
         )
         reasons.append(reason)
@@ -119,9 +120,14 @@ def _responses_answer(body: Body, options: Mapping[str, Any]) -> Answer:
         status = (body.get("incomplete_details") or {}).get("reason")
     reason = _FINISH_REASONS.get(str(status), status)
     reasoning = "\n\n".join(thoughts) or None
-    calls = [call for item in items if item.get("type") == "function_call" for call in calls_in(item)]
+    calls = [call for item in items if _is_call(item) for call in calls_in(item)]
+    calls = with_thoughts(calls, RESPONSES.thoughts(items, _is_call))
     text = answer_text(parts or None, reason, reasoning=reasoning, shaped="schema" in options, calls=calls)
     return _answer([text], [reason], body.get("usage") or {})
+
+
+def _is_call(item: Body) -> bool:
+    return item.get("type") == "function_call"
 
 
 def _anthropic_answer(body: Body, options: Mapping[str, Any]) -> Answer:
@@ -132,7 +138,8 @@ def _anthropic_answer(body: Body, options: Mapping[str, Any]) -> Answer:
         # A schema is asked for as a forced call of a tool, whose input is the answer.
         given = {"type": "text", "text": json.dumps(tools[0].get("input"), ensure_ascii=False)}
         parts, tools = [part for part in parts if part.get("type") == "thinking"] + [given], []
-    calls = calls_in({"content": tools})
+    thoughts = ANTHROPIC.thoughts(parts, lambda part: part.get("type") == "tool_use") if tools else []
+    calls = with_thoughts(calls_in({"content": tools}), thoughts)
     text = answer_text(parts or "", reason, shaped="schema" in options, calls=calls)
     return _answer([text], [reason], body.get("usage") or {})
 

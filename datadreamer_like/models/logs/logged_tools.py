@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..llms.thoughts import CHAT_FIELDS, chat_thoughts
 from ..llms.tool_calls import openai_calls, tool_call
 from ..llms.tools import ToolCall
 
 Message = Mapping[str, Any]
 
+_THOUGHTS = ("thinking", "redacted_thinking")
 # What Anthropic and OpenTelemetry call the parts of a message that are calls, and results.
 _CALLS = ("tool_use", "tool_call")
 _RESULTS = ("tool_result", "tool_call_response")
@@ -59,8 +61,26 @@ def calls_in(message: Message) -> tuple[ToolCall, ...]:
     return tuple(found)
 
 
+def answer_calls(message: Message) -> Sequence[ToolCall]:
+    """Returns the calls of an answer in one of OpenAI's choices, with the thoughts that its provider wants back."""
+    calls, given = calls_in(message), message.get("tool_calls")
+    if not isinstance(given, list) or len(given) != len(calls):
+        return calls  # in another form
+    return with_thoughts(calls, chat_thoughts(message, CHAT_FIELDS))
+
+
+def with_thoughts(calls: Sequence[ToolCall], thoughts: Sequence[str | None]) -> list[ToolCall]:
+    """Returns calls with the thoughts that their provider wants back with each."""
+    return [
+        call if thought is None else {**call, "thought": thought} for call, thought in zip(calls, thoughts, strict=True)
+    ]
+
+
 def turns(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Returns messages with `tool_calls` in one form, and each result of a call as a message of the role "tool"."""
+    """Returns messages with `tool_calls` in one form, and each result of a call as a message of the role "tool".
+
+    Thoughts next to calls are left out: the calls and results tell conversations apart.
+    """
     found: list[dict[str, Any]] = []
     for message in messages:
         calls = calls_in(message)
@@ -69,7 +89,8 @@ def turns(messages: Sequence[Message]) -> list[dict[str, Any]]:
         parts = message.get(name)
         results = [part for part in parts if _kind(part) in _RESULTS] if isinstance(parts, list) else []
         if isinstance(parts, list) and (calls or results):
-            plain[name] = [part for part in parts if _kind(part) not in (*_CALLS, *_RESULTS)]
+            left_out = (*_CALLS, *_RESULTS, *_THOUGHTS)
+            plain[name] = [part for part in parts if _kind(part) not in left_out]
         if message.get("type") == "function_call_output":
             found.append(_result(message.get("call_id"), message.get("output")))
         elif message.get("type") == "function_call" and found and found[-1].get("role") == "assistant":

@@ -52,7 +52,8 @@ class PromptStep(Step):
       be of several types holds JSON texts. The LLM's engine enforces it if it can; an invalid answer is rejected.
     - `logprobs=k` adds a column of each answer's tokens with the `k` likeliest there, for `StoredTeacher.from_step`.
     - `tools`, a list for all rows (functions, models, dictionaries) or the name of an input with those of each row,
-      adds the column `tool_calls`: dictionaries of `id`, `name` and `arguments` (JSON). An answer may be calls alone.
+      adds the column `tool_calls`: dictionaries of `id`, `name` and `arguments` (JSON), with `thought` where a
+      provider wants it back. An answer may be calls alone.
 
     A row fails if its last answer is rejected, or if one of these functions raises or returns what does not fit its
     column: `step.errors` holds the reason and the answer. The functions get objects of their own, which they may

@@ -111,6 +111,7 @@ def _calls(answer: Answer) -> list[list[dict[str, str]]]:
                 "arguments": arguments
                 if isinstance(arguments := call["arguments"], str)
                 else json.dumps(arguments, ensure_ascii=False),
+                **({"thought": call["thought"]} if "thought" in call else {}),
             }
             for call in each
         ]

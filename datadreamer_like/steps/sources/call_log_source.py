@@ -45,7 +45,7 @@ class CallLogDataSource(TextFileSource):
         >>> labelled = paid.filter(lambda row: row["error"] is None)  # doctest: +SKIP
     """
 
-    result_version: ClassVar[int] = 2  # 2: tool_calls
+    result_version: ClassVar[int] = 3  # 2: tool_calls; 3: thoughts of calls
     suffixes: ClassVar[tuple[str, ...]] = (".jsonl", ".json", ".ndjson", ".parquet")
     example_text: ClassVar[str] = "".join(
         f'{{"request": {{"model": "m", "messages": [{{"role": "user", "content": "{prompt}"}}], "temperature": 0}},'
