@@ -671,6 +671,11 @@ def test_format_prompt_takes_as_many_examples_as_fit(tmp_path: Path) -> None:
     assert llm.format_prompt(max_in_context_examples=1, sep=" ", **parts) == "Do it e f g Now"
     with pytest.raises(PromptTooLong, match="room for 6"):
         llm.format_prompt(max_new_tokens=4, min_in_context_examples=2, **parts)
+    with pytest.raises(PromptTooLong, match="with 1 in-context example has"):
+        llm.format_prompt(max_new_tokens=7, **parts)
+    assert llm.format_prompt(max_new_tokens=7, max_in_context_examples=0, **parts) == "Do it\nNow"
+    with pytest.raises(BadRequest, match="5 in-context examples, fewer than the 6"):
+        llm.format_prompt(min_in_context_examples=6, **parts)
     with pytest.raises(DefinitionError):
         llm.format_prompt(min_in_context_examples=2, max_in_context_examples=1, **parts)
     assert Asynchronous(tmp_path).format_prompt(**parts).count("e f g") == 5

@@ -294,10 +294,15 @@ def test_few_shot_prompt_shows_examples_then_the_input(pets: DataSource) -> None
 
 def test_few_shot_prompt_fits_the_context(pets: DataSource) -> None:
     assert few_shot(pets, Echo(context=12)).output["prompts"][0].count("Output:") == 2
-    assert few_shot(pets, Echo(context=12), max_new_tokens=8).output["prompts"][0] == "Input: cat\nOutput:"
-    made = few_shot(pets, Echo(context=12), min_in_context_examples=2)
-    assert list(made.output["generations"]) == [None, None, None]
-    assert "in-context examples" in made.errors[0]
+    for least in ({"max_new_tokens": 8}, {"min_in_context_examples": 2}):  # by default, at least one
+        made = few_shot(pets, Echo(context=12), **least)
+        assert list(made.output["generations"]) == [None, None, None]
+        assert "in-context example" in made.errors[0]
+    for none in ("min_in_context_examples", "max_in_context_examples"):
+        made = few_shot(pets, Echo(context=12), max_new_tokens=8, **{none: 0})
+        assert made.output["prompts"][0] == "Input: cat\nOutput:"
+    with pytest.raises(DefinitionError, match='"Legs.*min_in_context_examples is 3, and there are 2'):
+        few_shot(pets, Echo(), min_in_context_examples=3)
 
 
 def test_a_context_window_that_was_given_decides_the_prompts(pets: DataSource) -> None:

@@ -95,6 +95,19 @@ def test_new_rows_are_added_at_the_end_and_reviews_and_columns_of_the_person_sta
     assert [(row["text"], row["review"], row["comment"]) for row in read(file)[2:]] == [("new", "", ""), ("b", "", "")]
 
 
+def test_edits_outside_the_column_review_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    file = tmp_path / "review.csv"
+    with DataDreamer(tmp_path / "out", verbose=False):
+        review(file, ["a", "=b", "c  d\n"])
+    write(file, [{**row, "text": row["text"].removeprefix("'").rstrip()} for row in read(file)])
+    for text, said in ((" a", False), ("corrected", True)):
+        write(file, [{**read(file)[0], "text": text}, *read(file)[1:]])
+        caplog.clear()
+        with DataDreamer(tmp_path / "out", verbose=False):
+            review(file, ["a", "=b", "c  d\n"])
+        assert ("1 rows of" in caplog.text and "other values in text" in caplog.text) is said
+
+
 def cells_of(file: Path) -> list[list[str]]:
     return list(csv.reader(io.StringIO(file.read_bytes().decode("utf-8-sig"), newline="")))
 

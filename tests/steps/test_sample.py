@@ -71,15 +71,24 @@ def test_the_order_of_columns_and_values_is_part_of_the_fingerprint() -> None:
 
 def test_the_report_shows_what_was_drawn_next_to_what_was_expected() -> None:
     with DataDreamer(":memory:", verbose=False):
-        step = Sample("Pets", args={"n": 500, "columns": COLUMNS}, outputs={"pet": "animal"})
-        table = step.report()
-        counts = Counter(step.output["animal"])
+        columns = {**COLUMNS, "year": Number(1990, 2022, integer=True)}
+        step = Sample("Pets", args={"n": 500, "columns": columns}, outputs={"pet": "animal"})
+        table, rows = step.report(), list(step.output)
+        counts = Counter(row["animal"] for row in rows)
     shown = {(row["column"], row["value"]): row for row in table.rows}
     assert {value: shown["pet", value]["rows"] for value in counts} == dict(counts)
     assert shown["pet", "cat"]["expected"] == 0.6
     assert shown["pet", "cat"]["drawn"] == counts["cat"] / 500
     assert shown["kind", "siamese"]["expected"] == pytest.approx(0.45)
-    assert shown["age", "1 to 4"]["rows"] == 500
+    ages, days = Counter(row["age"] for row in rows), Counter(row["day"] for row in rows)
+    assert [(shown["age", str(age)]["rows"], shown["age", str(age)]["expected"]) for age in range(1, 5)] == [
+        (ages[age], 0.25) for age in range(1, 5)
+    ]
+    assert shown["day", "2024-02-29"]["rows"] == days[datetime.date(2024, 2, 29)]
+    assert shown["weight", "0.9 to 1.3"]["rows"] == sum(0.9 <= row["weight"] < 1.3 for row in rows)
+    assert shown["year", "1,996 to 2,002"]["expected"] == 7 / 33
+    assert shown["year", "1,996 to 2,002"]["rows"] == sum(1996 <= row["year"] <= 2002 for row in rows)
+    assert sum(row["rows"] for row in table.rows if row["column"] == "year") == 500
     assert "Pets: 500 rows" in str(table)
 
 

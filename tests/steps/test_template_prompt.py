@@ -188,6 +188,9 @@ REFUSED = {
     "a private attribute by filter": ("{{ title | attr('__class__') }}", "leave its sandbox"),
     "a name put together": ("{{ title['__cl' ~ 'ass__'].mro() }}", "leave its sandbox"),
     "a changed row": ("{{ tags.append('x') }}", "leave its sandbox"),
+    "a blank text": (" ", "template is blank"),
+    "chance": ("{{ ['a', 'b'] | random }}", "uses random.*Sample"),
+    "chance by a function": ("{{ title }}\n{{ lipsum() }}", "line 2 of the template uses lipsum"),
     "a format string": ("{{ '{0.__class__.__mro__}'.format(title) }}", "leave its sandbox"),
 }
 
@@ -221,7 +224,33 @@ def test_a_row_that_cannot_be_filled_fails_alone(session: DataDreamer) -> None:
     assert list(made.errors) == [1]
     assert "ZeroDivisionError" in made.errors[1]
     made = ask("{{ facts.y }}", data={"facts": [{"x": 1}]})
-    assert "'y'" in made.errors[0]
+    assert "'mapping' has no attribute 'y'" in made.errors[0]
+
+
+ORDER = {"items": ["x", "y"], "k": 1}
+
+
+@pytest.mark.parametrize(
+    ("template", "sent"),
+    [
+        ("{{ order.items }} {{ order.items[1] }} {{ order.k }}", '["x", "y"] y 1'),
+        ("{% for key, _ in order.items() %}{{ key }};{% endfor %}", "items;k;"),
+        ("{{ order.keys() }} {{ range(2) }}", '["items", "k"] [0, 1]'),
+        ("{{ order['items'] | map('upper') }}", '["X", "Y"]'),
+        ("{% set s = joiner(', ') %}{% for i in order.items %}{{ s() }}{{ loop.cycle('a', 'b') }}{% endfor %}", "a, b"),
+    ],
+)
+def test_a_key_comes_before_a_method_and_what_is_listed_is_printed(
+    session: DataDreamer, template: str, sent: str
+) -> None:
+    assert list(ask(template, data={"order": [ORDER]}).output["prompts"]) == [sent]
+
+
+@pytest.mark.parametrize("template", ["{{ order.keys }}", "{{ 'a ' ~ title.upper }}", "{{ namespace }}"])
+def test_a_function_that_is_not_called_fails_its_row(session: DataDreamer, template: str) -> None:
+    made = ask(template, data={"order": [ORDER], "title": ["x"]})
+    assert list(made.output["prompts"]) == [None]
+    assert "prints the function" in made.errors[0]
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,18 @@ def test_functions_see_whole_rows_and_their_votes_are_typed_columns(session: Dat
     assert [row["conflict"] for row in step.summary().rows] == [0.25, 0.25, 0.0]
 
 
+def test_votes_of_numpy_are_labels_too(session: DataDreamer):
+    functions = [
+        LabellingFunction(lambda row: np.int64(row["size"] > 2), "number"),
+        LabellingFunction(lambda row: np.str_("1"), "words"),
+    ]
+    step = applied(*functions, labels=[0, 1])
+    assert list(step.output["number"]) == ["0", "0", "1", "1"]
+    assert list(step.output["words"]) == ["1"] * 4
+    truths = applied(LabellingFunction(lambda row: np.bool_(row["size"] > 2), "large"), labels=[False, True])
+    assert list(truths.output["large"]) == ["False", "False", "True", "True"]
+
+
 def test_a_changed_resource_votes_again_and_an_unchanged_one_does_not(tmp_path: Path):
     def voted(words: tuple[str, ...]) -> tuple[list[Any], list[int]]:
         with DataDreamer(tmp_path, verbose=False):

@@ -379,8 +379,11 @@ class LLM(Model):
     ) -> str:
         """Joins instructions and as many in-context examples, in order, as fit the context window.
 
+        `min_in_context_examples` is 1 by default, or 0 if there are no examples or `max_in_context_examples` is 0.
+
         Raises:
             PromptTooLong: Not even `min_in_context_examples` fit.
+            BadRequest: There are fewer examples than that.
             DefinitionError: The two bounds contradict each other.
         """
         parts = (beg_instruction, list(in_context_examples or []), end_instruction)

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from datadreamer_like.errors import DefinitionError, StepOutputError
+from datadreamer_like.errors import DataError, DefinitionError, StepOutputError
 from datadreamer_like.graph.output import Column, OutputDatasetMixin
 from datadreamer_like.graph.rows import BATCH_SIZE, Batch, Rows
 
@@ -43,6 +43,17 @@ def columns_together(columns: Mapping[str, Column], what: str) -> Iterator[Batch
 def whole(column: Column) -> OutputDatasetMixin:
     """Returns the dataset that a column is from; a column made by hand is its own."""
     return column if column.whole is None else column.whole
+
+
+def check_texts(values: Iterable[Any], column: str, what: str, start: int | None = None) -> None:
+    """Raises `DataError` at the first value that is neither a text nor None; `start` is the row of the first value."""
+    for place, value in enumerate(values):
+        if value is not None and not isinstance(value, str):
+            row = "" if start is None else f" in row {start + place}"
+            raise DataError(
+                f'{what}: column "{column}" has {value!r:.100}{row}, which is not a text. Convert it first: '
+                "step.map(...)."
+            )
 
 
 def inputs_schema(columns: Mapping[str, Column]) -> pa.Schema:

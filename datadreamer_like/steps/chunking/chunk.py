@@ -11,7 +11,7 @@ from datadreamer_like.graph.origin import From, Traced
 from datadreamer_like.models.embedders.embedder import Embedder
 from datadreamer_like.models.llms.llm import LLM
 
-from ..base.columns import columns_together
+from ..base.columns import check_texts, columns_together
 from ..base.lazy_rows import LazyRowBatches
 from ..base.step import Step
 from .spans import Count, chunk_spans
@@ -92,6 +92,7 @@ class Chunk(Step):
         rows: list[int] = []
         for batch in columns_together(self._inputs, f'"{self.name}"'):
             carried = [name for name in _CARRIED if name in batch]
+            check_texts(batch["texts"], self._inputs["texts"].column_names[0], f'"{self.name}"', row)
             for place, text in enumerate(batch["texts"]):
                 for span in chunk_spans(text or "", count, args["max_tokens"], args["overlap"], args["headings"]):
                     made.append(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datadreamer_like.graph.rows import Batch
 from datadreamer_like.models.llms.llm import LLM
 
+from ..base.columns import check_texts
 from ..base.step import Step
 
 
@@ -31,5 +32,6 @@ class CountTokens(Step):
 
     def process(self, batch: Batch) -> Batch:
         """Counts the tokens of each text."""
+        check_texts(batch["texts"], self._inputs["texts"].column_names[0], f'"{self.name}"')
         count = self.args["llm"].count_tokens
         return {**batch, "num_tokens": [None if text is None else count(text) for text in batch["texts"]]}

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -88,6 +88,8 @@ class Judges(SuperStep):
         >>> print(panel.summary())  # doctest: +SKIP
         >>> print(panel.agreement())  # doctest: +SKIP
     """
+
+    result_version: ClassVar[int] = 2  # 2: ties in sentences
 
     def setup(self) -> None:
         """Registers the step's names."""
@@ -179,7 +181,7 @@ class Judges(SuperStep):
         options = {key: value for key, value in self._args.items() if key not in self._arg_specs}
         args = {
             "llm": llm, "instruction": self._args["instruction"] or _INSTRUCTION, "randomize_order": False,
-            "judgement_func": _read, **_LABELS, **options,
+            "judgement_func": read_pair_verdict, **_LABELS, **options,
         }  # fmt: skip
         step = kind(f"{name}, {first} first", inputs=inputs, args=args)
         said = list(step.output["judgements"])
@@ -248,7 +250,7 @@ class Judges(SuperStep):
         return found | {"ties": float((codes == _TIE).mean()), "none": float((codes == ABSTAINED).mean())}
 
 
-def _read(text: str, swapped: bool) -> str | Rejected:
+def read_pair_verdict(text: str, swapped: bool) -> str | Rejected:
     """Reads a verdict: "a" for the candidate shown first."""
     found = read_winner_or_tie(text, _LABELS["a_label"], _LABELS["b_label"])
     return Rejected("It names no winner. Respond with 'Response A', 'Response B' or 'Tie'.") if found is None else found

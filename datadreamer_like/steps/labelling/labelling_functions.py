@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Final, overload
 
+import numpy as np
 import pyarrow as pa
 
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, StepOutputError
@@ -179,7 +181,7 @@ class ApplyLabellingFunctions(Step):
     def _named(self, vote: Any, where: str, place: int) -> str | None:
         if vote is ABSTAIN:
             return None
-        if isinstance(vote, str | int) and str(vote) in self._label_names:
+        if isinstance(vote, str | Integral | np.bool_) and str(vote) in self._label_names:
             return str(vote)
         raise StepOutputError(
             f"{where} returned {vote!r:.100} on row {place}, which is not one of the labels: "

@@ -71,7 +71,8 @@ def grouped(order: Sequence[int], groups: Positions, counts: Mapping[str, int]) 
         members.setdefault(int(groups[row]), []).append(row)
     if len(members) < len(counts):
         raise DefinitionError(
-            f"splits: the rows are of {len(members)} groups, too few for {len(counts)} splits. Group by something else."
+            f"splits: the number of groups is {len(members)}, too few for {len(counts)} splits. Rows that a batched "
+            "function made, or that were prompted with the same examples, are one group: group by a column instead."
         )
     total = len(order)
     wanted = {**counts, "": total - sum(counts.values())}  # those under "" are left out

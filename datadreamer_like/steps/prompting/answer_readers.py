@@ -42,11 +42,15 @@ _CODE = re.compile(
 _CODE_BEFORE = re.compile(
     r"(?:(?<!\w)\w\s?(?:=>?|->|→|means|stands for)|\d['\")\]]?\s?(?:[:–—-]|is|for|if))\s?['\"(]?$", re.IGNORECASE
 )
-# An answer, or its last line, that is a tie and nothing else
+# A sentence, the first or the last of an answer, that calls a tie; after it, why
 _TIE = re.compile(
-    r"(?:(?:my |the |final |overall )*(?:answer|verdict|judgement|judgment|decision|winner|result)(?: is)?[:=]? "
-    r"|(?:it is|it's|this is|i would call it|i call it|they are|both are|both \w{1,12} are) )?"
-    r"(?:an? )?(?:tie|tied|draw|neither|both|equal|equally (?:good|bad|helpful))",
+    r"(?:(?:so|therefore|thus|hence|overall|in conclusion),? )?"
+    r"(?:(?:my |the |final |overall )*(?:answer|verdict|judgement|judgment|decision|winner|result|response|choice)"
+    r"(?: is| would be)?[:=]? |(?:i|i would|i will|i'd) (?:respond|answer|say|choose|go)(?: with)?:? "
+    r"|it is |it's |this is |i would call it |i call it "
+    r"|(?:they|both|the two|both \w{1,12}|the two \w{1,12}|(?:\w{1,12} )?a and (?:\w{1,12} )?b) are )?"
+    r"['\"(]?(?:an? )?(?:(?:tie|tied|draw|equal|equally (?:good|bad|helpful|valid|correct))"
+    r"['\")]?(?:\s?[-–—:,(]\s?+(?!no\b|not\b).*|\s(?:because|since|as both|between)\b.*)?|neither|both)",
     re.IGNORECASE,
 )
 _ALONE = {"y": True, "true": True, "n": False, "false": False}
@@ -132,6 +136,8 @@ def read_winner_or_tie(text: object, a_label: str, b_label: str) -> str | None:
     found = json_verdict(text, lambda value: read_winner_or_tie(value, a_label, b_label))
     if found is not NOT_JSON:
         return None if found is None else str(found)
-    lines = plain_text(text).splitlines() or [""]
-    is_tie = any(_TIE.fullmatch(line.strip(" .!\"'()[]")) for line in (lines[0], lines[-1]))
+    plain = plain_text(text)
+    lines, parts = plain.splitlines(), [sentence.text for sentence in sentences(plain)]
+    ends = {each.strip(" .!\"'()[]") for found in (lines, parts) for each in (*found[:1], *found[-1:])}
+    is_tie = any(_TIE.fullmatch(each) for each in ends)
     return "tie" if is_tie else None

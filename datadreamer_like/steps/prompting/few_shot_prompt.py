@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
-from datadreamer_like.errors import EmptyDataset, ModelError
+from datadreamer_like.errors import DefinitionError, EmptyDataset, ModelError
 from datadreamer_like.graph.origin import From
 from datadreamer_like.graph.output import Batch
 from datadreamer_like.models.embedders.embedder import Embedder
@@ -32,10 +32,10 @@ class FewShotPrompt(PromptStep):
     and one of the assistant, without labels. What fits is counted as for a text.
 
     Examples are shown in order, as many as fit the model's context with `max_new_tokens` left for the answer. A row
-    fails, and holds None, if `min_in_context_examples` do not fit.
+    fails, and holds None, if `min_in_context_examples` (by default 1) do not fit; with 0 it is asked without examples.
     """
 
-    result_version: ClassVar[int] = 2
+    result_version: ClassVar[int] = 3  # 3: at least one example
     whole_inputs: ClassVar[frozenset[str]] = frozenset({"input_examples", "output_examples"})
 
     def setup(self) -> None:
@@ -74,6 +74,11 @@ class FewShotPrompt(PromptStep):
         ]
         if not whole:
             raise EmptyDataset(f'"{self.name}": there are no examples. Give columns with at least one complete pair.')
+        if len(whole) < (least := self.args["min_in_context_examples"] or 0):
+            raise DefinitionError(
+                f'"{self.name}": min_in_context_examples is {least}, and there are {len(whole)} complete examples. '
+                "Give more, or lower it."
+            )
         if self.args["as_messages"]:
             texts = [f"{given}{_TURN}{made}" for given, made, _ in whole]
         else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar, TypeAlias
 
-from datadreamer_like.errors import DefinitionError, ModelError, PromptTooLong, RejectedAnswer
+from datadreamer_like.errors import BadRequest, DefinitionError, ModelError, RejectedAnswer
 from datadreamer_like.graph.card import DataCardType
 from datadreamer_like.graph.engine import Engine
 from datadreamer_like.graph.fingerprint import fingerprint
@@ -334,11 +334,11 @@ class PromptStep(Step):
         return {**options, "schema": self.schema.json_schema} if self.schema and self._enforces_schema() else options
 
     def fitted(self, **parts: Any) -> RowPrompt:
-        """Returns `llm.format_prompt(**parts)` with the step's `max_new_tokens` and `sep`, or the error if too long."""
+        """Returns `llm.format_prompt(**parts)` with the step's `max_new_tokens` and `sep`, or why it has none."""
         try:
             own = {name: self._args[name] for name in ("max_new_tokens", "sep")}
             return str(self._args["llm"].format_prompt(**own, **parts))
-        except PromptTooLong as error:
+        except BadRequest as error:  # too long, or too few examples
             return error
 
     # Checking

@@ -23,10 +23,11 @@ class RAGPrompt(PromptStep):
     those of `PromptStep`. Outputs: `prompts` (as sent), `generations`.
 
     Texts are shown best first, as many as fit the model's context with `max_new_tokens` left for the answer. A row
-    fails, and holds None, if `min_in_context_retrieved_texts` do not fit.
+    fails, and holds None, if `min_in_context_retrieved_texts` (by default 1 of those found) do not fit; with 0 it is
+    asked without texts.
     """
 
-    result_version: ClassVar[int] = 2
+    result_version: ClassVar[int] = 3  # 3: at least one text
 
     def setup(self) -> None:
         """Registers the step's names."""

@@ -5,15 +5,17 @@ from __future__ import annotations
 import datetime
 import decimal
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, Sequence, ValuesView
 from functools import cache
 from types import BuiltinMethodType
 from typing import Any
 
-from jinja2 import StrictUndefined, Template, TemplateError, TemplateSyntaxError, UndefinedError, meta, nodes
+from jinja2 import StrictUndefined, Template, TemplateError, TemplateSyntaxError, Undefined, UndefinedError, meta, nodes
 from jinja2.exceptions import SecurityError
-from jinja2.runtime import Macro
+from jinja2.runtime import LoopContext, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Cycler, Joiner
+from jinja2.visitor import NodeTransformer
 
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, ModelError, did_you_mean
 from datadreamer_like.models.llms.generation import Prompt
@@ -26,7 +28,9 @@ TemplateText = str | Sequence[Mapping[str, Any]]
 
 # Only methods of these can be called: an image or another object of a row may have ones that write files.
 _PLAIN = (str, int, float, bool, list, tuple, dict, datetime.date, datetime.time, datetime.timedelta, decimal.Decimal)
+_JINJAS = (LoopContext, Cycler)
 _OTHER_FILES = (nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)
+_CHANCE = ("random", "lipsum")
 
 
 class Missing(StrictUndefined):
@@ -78,10 +82,27 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
     def is_safe_callable(self, obj: Any) -> bool:
         """Returns whether a template may call an object."""
-        known = isinstance(obj, Macro) or any(obj is each for each in self.globals.values())
+        known = isinstance(obj, Macro | Joiner) or any(obj is each for each in self.globals.values())
         if isinstance(getattr(obj, "__wrapped__", None), BuiltinMethodType):  # Jinja's own `str.format`, in its sandbox
             obj = obj.__wrapped__
-        return (known or isinstance(getattr(obj, "__self__", None), _PLAIN)) and super().is_safe_callable(obj)
+        return (known or isinstance(getattr(obj, "__self__", None), (*_PLAIN, *_JINJAS))) and super().is_safe_callable(
+            obj
+        )
+
+
+class _KeysFirst(NodeTransformer):
+    """Makes `order.items` the value of a mapping's key where it has one; `order.items()` stays a method."""
+
+    def __init__(self, tree: nodes.Template) -> None:
+        self._called = {id(call.node) for call in tree.find_all(nodes.Call)}
+
+    def visit_Getattr(self, node: nodes.Getattr) -> nodes.Node:
+        """Returns what reads the attribute."""
+        read = self.generic_visit(node)
+        if id(node) in self._called:
+            return read
+        key = nodes.Const(node.attr, lineno=node.lineno)
+        return nodes.Getitem(node.node, key, node.ctx, lineno=node.lineno, environment=node.environment)
 
 
 class PromptTemplate:
@@ -94,18 +115,22 @@ class PromptTemplate:
 
     Raises:
         ArgumentTypeError: It is neither a text nor chat messages.
-        DefinitionError: Its syntax is wrong, it uses an unknown variable, or it tries to leave the sandbox.
+        DefinitionError: It is blank, its syntax is wrong, it uses an unknown variable or chance, or it tries to leave
+            the sandbox.
     """
 
     def __init__(self, template: TemplateText, columns: Iterable[str], where: str) -> None:
         self._where = where
         columns = list(columns)
         if isinstance(template, str):
-            self._parts: list[tuple[Mapping[str, Any], Template]] = [({}, self._compiled(template, columns))]
+            texts: list[tuple[Mapping[str, Any], str]] = [({}, template)]
         else:
-            self._parts = [(message, self._compiled(_content(message, where), columns)) for message in template]
-        if not self._parts:
+            texts = [(message, _content(message, where)) for message in template]
+        if not texts:
             raise DefinitionError(f"{where}: template has no messages. Give a text or at least one message.")
+        if not any(text.strip() for _, text in texts):
+            raise DefinitionError(f"{where}: template is blank, so no row would have a prompt. Write what to send.")
+        self._parts = [(message, self._compiled(text, columns)) for message, text in texts]
         self._is_text = isinstance(template, str)
 
     def prompt(self, row: Mapping[str, Any]) -> Prompt | ModelError | None:
@@ -123,12 +148,16 @@ class PromptTemplate:
                 raise self._unsafe(str(error)) from error
             except _NoPrompt:
                 return None
-            except UndefinedError as error:
-                if any(isinstance(value, Missing) and f"'{name}'" in str(error) for name, value in values.items()):
+            except TemplateError as error:
+                is_undefined = isinstance(error, UndefinedError)
+                if is_undefined and any(
+                    isinstance(value, Missing) and f"'{name}'" in str(error) for name, value in values.items()
+                ):
                     return None
-                return ModelError(f"The template cannot be filled: {error}.")
+                said = str(error).replace(_name(_Mapping), "mapping").replace(_name(_List), "list")
+                return ModelError(f"The template cannot be filled: {said.rstrip('.')}.")
             except Exception as error:
-                return ModelError(f"The template cannot be filled: {described(error)}.")
+                return ModelError(f"The template cannot be filled: {described(error).rstrip('.')}.")
             if text.strip():
                 messages.append({**message, "content": text})
         if not messages:
@@ -148,11 +177,19 @@ class PromptTemplate:
                 raise self._unsafe(f"line {node.lineno} loads another template")
             if isinstance(name, str) and name.startswith("_"):
                 raise self._unsafe(f"line {node.lineno} uses the attribute {name!r}")
+        for node in tree.find_all((nodes.Filter, nodes.Name)):
+            name = getattr(node, "name", None)
+            if name in _CHANCE and (isinstance(node, nodes.Filter) or name not in columns):
+                raise DefinitionError(
+                    f"{self._where}: line {node.lineno} of the template uses {name}, so each run would send other "
+                    "prompts. Draw a column with the step Sample, or by map, and use its values."
+                )
         for name in sorted(used - environment.globals.keys() - set(columns)):
             raise DefinitionError(
                 f'{self._where}: the template uses "{name}", but there is no such input; the inputs are: '
                 f'{", ".join(columns) or "none"}.{did_you_mean(name, columns)} Give inputs={{"{name}": ...}}.'
             )
+        tree = _KeysFirst(tree).visit(tree)
         for node in tree.find_all(nodes.Concat):  # also of lists that the template makes itself
             node.nodes = [
                 nodes.Filter(each, "string", [], [], None, None, lineno=each.lineno, environment=environment)
@@ -193,6 +230,11 @@ def _printed(value: Any) -> Any:
 
 
 def _as_text(value: Any) -> str:
+    if callable(value) and not isinstance(value, Undefined):
+        name = getattr(value, "__name__", None) or getattr(value, "name", "a function")
+        raise TemplateError(f"it prints the function {name} itself, not its result: write {name}(...)")
+    if isinstance(value, Iterator | KeysView | ValuesView | ItemsView | range):
+        value = list(value)
     return cell_text(value, _in_json)
 
 
@@ -208,6 +250,11 @@ def _as_json(value: Any) -> str:
 
 def _in_json(value: Any) -> str | None:
     return None if isinstance(value, Missing) else str(value)
+
+
+def _name(kind: type) -> str:
+    """Returns the name of a type of values as Jinja's messages have it."""
+    return f"{kind.__module__}.{kind.__name__} object"
 
 
 def _constant(node: Any) -> Any:

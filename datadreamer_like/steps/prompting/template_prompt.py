@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from datadreamer_like.errors import DefinitionError, did_you_mean
 from datadreamer_like.graph.output import Batch
@@ -32,7 +32,9 @@ class TemplatePrompt(PromptStep):
     if its template prints a missing value or nothing at all; `{% if notes %}` tests for a value. A row whose template
     cannot be filled (a missing key, a division by zero) fails.
 
-    Inputs that the template does not use are kept in the output, and `parse` finds them in its row.
+    `{{ order.items }}` is the value of the key, `{{ order.items() }}` the method. What would make other prompts in each
+    run is refused: draw it in a column, with `Sample`. Inputs that the template does not use are kept in the output,
+    and `parse` finds them in its row.
 
     Example:
         >>> asked = TemplatePrompt(  # doctest: +SKIP
@@ -41,6 +43,8 @@ class TemplatePrompt(PromptStep):
         ...     args={"llm": llm, "template": "{{ title }}: {{ body }}\n\nSummarise this in one sentence."},
         ... )
     """
+
+    result_version: ClassVar[int] = 2  # 2: keys of mappings before their methods
 
     def setup(self) -> None:
         """Registers the step's names."""

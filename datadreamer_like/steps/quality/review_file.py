@@ -44,8 +44,9 @@ class ReviewFile(Step):
 
     Rows are matched by their `id`, a hash of the values shown, not by position: the file may be sorted, filtered or
     split, and columns may be added. If the inputs have new rows, they are added at the end of the file; reviews are
-    never changed. Commas, semicolons and tabs are read. A value that a spreadsheet would take for a formula is written
-    with an apostrophe before it, and one of more than 32,000 characters is cut.
+    never changed. Only `review` is read: a warning says in how many rows other values were edited. Commas, semicolons
+    and tabs are read. A value that a spreadsheet would take for a formula is written with an apostrophe before it, and
+    one of more than 32,000 characters is cut.
 
     Raises:
         DataError: The file is not UTF-8, lacks a column, has a review that is not in `labels` or two for one row, or
@@ -185,15 +186,20 @@ class ReviewFile(Step):
         header, rows = self._in_file
         header = header or [_ID, _REVIEW, *self._shown]
         place_of_id = header.index(_ID)
-        known = {row[place_of_id].strip() for row in rows if len(row) > place_of_id}
+        known = {
+            row[place_of_id].strip(): dict(zip(header, row, strict=False)) for row in rows if len(row) > place_of_id
+        }
         ids, renamed = _Ids(self._shown), self.output_name_mapping
-        new, unreviewed = [], 0
+        new, unreviewed, edited = [], 0, 0
         for batch in output.batches():
             unreviewed += sum(review is None for review in batch[renamed[_REVIEW]])
             shown = {name: batch[renamed[name]] for name in self._shown}
             for place, name in enumerate(ids.of(shown)):
+                cells = {column: _cell(values[place]) for column, values in shown.items()}
                 if name not in known:
-                    new.append({_ID: name, **{column: _cell(values[place]) for column, values in shown.items()}})
+                    new.append({_ID: name, **cells})
+                elif any(_words(known[name].get(column, "")) != _words(cell) for column, cell in cells.items()):
+                    edited += 1
         if new:
             with (
                 new_file(self._file, f'"{self.name}"') as draft,
@@ -201,6 +207,11 @@ class ReviewFile(Step):
             ):
                 added = ([row.get(name, "") for name in header] for row in new)
                 csv.writer(file).writerows([header, *rows, *added])
+        if edited:
+            logger.warning(
+                "%s: %s rows of %s have other values in %s than the inputs. Only the column %s is read: write what is "
+                "to be used there.", self.name, f"{edited:,}", self._file, ", ".join(self._shown), _REVIEW,
+            )  # fmt: skip
         if unreviewed:
             logger.warning("%s: %s rows are not reviewed yet: %s", self.name, f"{unreviewed:,}", self._file)
 
@@ -221,6 +232,11 @@ class _Ids:
         count = self._seen[digest]
         # The letter keeps spreadsheets from reading digits and an "e" as a number.
         return f"r{digest.hex()}" if count == 1 else f"r{digest.hex()}-{count}"
+
+
+def _words(cell: str) -> list[str]:
+    """Returns what is compared of a cell: spreadsheets change white space, and take the apostrophe off."""
+    return cell.removeprefix("'").split()
 
 
 def _cell(value: Any) -> str:

@@ -14,13 +14,13 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from datadreamer_like.errors import DataError, DefinitionError, UnknownColumn, did_you_mean
+from datadreamer_like.errors import DefinitionError, UnknownColumn, did_you_mean
 from datadreamer_like.graph.lazy_table import materialized
 from datadreamer_like.graph.origin import From, Origin, Traced
 from datadreamer_like.graph.rows import Rows, Table
 from datadreamer_like.storage.tables import TableWriter, read_table
 
-from ..base.columns import whole
+from ..base.columns import check_texts, whole
 from ..base.lazy_rows import LazyRowBatches
 from ..base.options import OperationOptions
 from ..base.step import Derived, Step
@@ -156,20 +156,17 @@ class RowFilter(Step):
 
 def texts_of(table: Table, column: str, what: str) -> Iterator[list[str | None]]:
     """Yields the texts of a table's column in batches; `DataError` if a value is not a text."""
-    field = table.data.schema.field(column)
-    is_text = any(check(field.type) for check in (pa.types.is_string, pa.types.is_large_string, pa.types.is_null))
     place = 0
     for batch in table.columns([column]).batches():
         values: list[Any] = batch.column(0).to_pylist()
-        if not is_text:
-            row = next((row for row, value in enumerate(values) if value is not None), None)
-            if row is not None:
-                raise DataError(
-                    f'{what}: column "{column}" has {values[row]!r:.100} in row {place + row}, which is not a text. '
-                    "Convert it first: step.map(...)."
-                )
+        if not _is_text(batch.schema.field(0).type):
+            check_texts(values, column, what, place)
         place += len(values)
         yield values
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return any(check(kind) for check in (pa.types.is_string, pa.types.is_large_string, pa.types.is_null))
 
 
 def column_of_same_step(step: Step, name: str) -> str | None:

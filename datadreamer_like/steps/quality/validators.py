@@ -22,6 +22,11 @@ PII = ("email", "phone", "credit_card", "iban", "ssn", "ip", "mac", "postcode", 
 
 # The library's own pattern has area codes in use only: not 555-123-4567.
 _GROUPED = re.compile(r"(?<![\w.-])(?:\+?1[ .-]?)?(?:\(\d{3}\) ?|\d{3}([.-]))\d{3}(?(1)\1|[ .-])\d{4}(?![\w-]|\.\d)")
+# Nor has it numbers with the code of a country in groups, nor an IBAN whose last group is shorter than four.
+_WITH_COUNTRY = re.compile(
+    r"(?<![\w.+-])(?:\+|00(?=[1-9]\d[ ./-]))(?:1(?=[ .-]?\(?[2-9])|[2-9]\d)(?:[ ./-]?\(?\d{1,5}\)?){2,7}(?![\w-]|\.\d)"
+)
+_IBAN_IN_GROUPS = re.compile(r"\b[A-Z]{2}\d{2}(?: [A-Z\d]{4}){2,7} [A-Z\d]{1,3}\b")
 _LENGTH = re.compile(r"\w+")
 
 
@@ -226,7 +231,8 @@ class NoPII:
     """Has no personal data of some kinds, by the patterns and checksums of the library glin-profanity.
 
     Names and addresses of persons have no pattern, and are not found. The reason has the kinds, not the data. Phone
-    numbers are also found by their groups of three, three and four digits, and not within longer numbers.
+    numbers are also found by their groups of three, three and four digits, or by the code of a country ("+49 30
+    1234567"), and not within longer numbers; of other countries' numbers without it, many are not found.
 
     Args:
         kinds: Of "email", "phone", "credit_card", "iban", "ssn", "ip", "mac", "postcode", "passport", "dob", "other".
@@ -243,7 +249,7 @@ class NoPII:
 
     kinds: Sequence[str] = field(default=PII[:5])
 
-    result_version: ClassVar[int] = 2
+    result_version: ClassVar[int] = 3  # 3: phone numbers with a country's code, IBANs in groups
 
     def __post_init__(self) -> None:
         require_extra("quality", "glin_profanity", what="NoPII")
@@ -283,9 +289,19 @@ def _profanity_filter(languages: tuple[str, ...], allowed: tuple[str, ...]) -> A
 @functools.cache
 def _pii_scanner() -> Any:
     from glin_profanity import PiiScanner
-    from glin_profanity.scanners.patterns.pii_patterns import PiiPattern
+    from glin_profanity.scanners.patterns.pii_patterns import PiiPattern, iban_check
 
-    return PiiScanner(custom_patterns=[PiiPattern("grouped phone", "phone", _GROUPED)])
+    return PiiScanner(
+        custom_patterns=[
+            PiiPattern("grouped phone", "phone", _GROUPED),
+            PiiPattern("phone with a country", "phone", _WITH_COUNTRY, lambda found: 8 <= _digits(found) <= 17),
+            PiiPattern("iban in groups", "iban", _IBAN_IN_GROUPS, iban_check),
+        ]
+    )
+
+
+def _digits(text: str) -> int:
+    return sum(character.isdecimal() for character in text)
 
 
 def _within_number(text: str, match: Any) -> bool:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from datadreamer_like.errors import DefinitionError, did_you_mean
+from datadreamer_like.errors import DataError, DefinitionError, did_you_mean
 from datadreamer_like.graph.output import Batch
 from datadreamer_like.models.embedders.embedder import Embedder
 
@@ -75,16 +75,33 @@ class CosineSimilarity(Step):
     def _vectors(self, a: list[Any], b: list[Any]) -> tuple[list[Any], list[Any]]:
         embedder = self.args["embedder"]
         if embedder is None:
-            if any(isinstance(value, str) for value in (*a[:1], *b[:1])):
+            if any(isinstance(value, str) for value in (*a, *b)):
                 raise DefinitionError(
                     f'"{self.name}": its inputs are texts. Give an embedder: args={{"embedder": ...}}.'
                 )
+            self._check_vectors({"a": a, "b": b})
             return a, b
         own = set(self._arg_specs) - {"truncate"}
         options = {name: value for name, value in self._args.items() if name not in own}
         texts = list(dict.fromkeys(text for text in (*a, *b) if text is not None))
         vectors = dict(zip(texts, embedder.run(texts, **options), strict=True))
         return [vectors.get(text) for text in a], [vectors.get(text) for text in b]
+
+    def _check_vectors(self, inputs: dict[str, list[Any]]) -> None:
+        """Refuses what is not a vector of numbers, and vectors of several lengths."""
+        size: int | None = None
+        for name, values in inputs.items():
+            for value in values:
+                if value is None:
+                    continue
+                is_vector = isinstance(value, list | tuple | np.ndarray) and len(value) > 0
+                if not is_vector or not all(isinstance(part, int | float | np.number) for part in value[:1]):
+                    raise DataError(f'"{self.name}": input "{name}" has {value!r:.100}; expected vectors of numbers.')
+                if len(value) != (size := size or len(value)):
+                    raise DataError(
+                        f'"{self.name}": input "{name}" has a vector of {len(value)} numbers, and an earlier one has '
+                        f"{size}. Use one embedder for both inputs."
+                    )
 
     def configure(self) -> None:
         """Rejects arguments that neither the step nor its embedder takes."""

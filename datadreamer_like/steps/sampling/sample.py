@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from datadreamer_like.storage.values import BAD_COLUMN_NAME, is_column_name
 
 from ..base.lazy_rows import LazyRowBatches
 from ..base.step import Step
-from .samplers import Category, Number, Person, Sampler, SubCategory, Weighted
+from .samplers import Category, Date, Number, Person, Sampler, SubCategory, Weighted
 
 _REPORT = (
     TableColumn("column", "column", align="left"),
@@ -150,7 +151,7 @@ class Sample(Step):
             yield {name: drawn[name] for name in columns}
 
     def report(self) -> Table:
-        """Returns how often each value was drawn, next to its expected share; of numbers and dates, their range."""
+        """Returns how often each value was drawn, and its expected share; numbers and dates in up to five ranges."""
         rows: list[dict[str, Any]] = []
         for name, sampler in self._args["columns"].items():
             values = list(self.output[self.output_name_mapping[name]])
@@ -162,15 +163,21 @@ class Sample(Step):
                     | {"rows": counts[value]}
                     for value, share in expected.items()
                 ]
-            else:
-                low, high = min(values), max(values)
-                shown = (
-                    f"{low:,} to {high:,}" if isinstance(sampler, Number) and sampler.integer else f"{low} to {high}"
-                )
-                if isinstance(sampler, Number) and not sampler.integer:
-                    shown = f"{low:,.3g} to {high:,.3g}"
-                rows.append({"column": name, "value": shown, "rows": len(values)})
+            elif isinstance(sampler, Number | Date):
+                rows += _ranges(name, sampler, values)
         return Table(_REPORT, rows, title=f"{self.name}: {self.output.num_rows or self._args['n']:,} rows")
+
+
+def _ranges(name: str, sampler: Number | Date, values: list[Any]) -> list[dict[str, Any]]:
+    parts = sampler.parts()
+    starts = [first for first, _, _ in parts]
+    counts = Counter(bisect_right(starts, value) - 1 for value in values)
+    form = "" if isinstance(sampler, Date) else "," if sampler.integer else ",.3g"
+    return [
+        {"column": name, "value": f"{first:{form}}" + (f" to {last:{form}}" if first != last else "")}
+        | {"expected": share, "drawn": counts[place] / len(values), "rows": counts[place]}
+        for place, (first, last, share) in enumerate(parts)
+    ]
 
 
 def _stream(seed: int, name: str) -> np.random.Generator:

@@ -12,7 +12,7 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any, ClassVar
 
 import numpy as np
@@ -24,6 +24,9 @@ Uniforms = np.ndarray[Any, np.dtype[np.float64]]
 
 Weighted = Sequence[Any] | Mapping[Any, float]
 """Values, equally likely; or values with their weights."""
+
+
+_MOST_PARTS = 5  # of a range, in the report of what was drawn
 
 
 class Sampler:
@@ -156,6 +159,17 @@ class Number(Sampler):
         low, count = int(self.low), int(self.high) - int(self.low) + 1
         return [low + min(int(uniform * count), count - 1) for uniform in uniforms.tolist()]
 
+    def parts(self) -> list[tuple[float, float, float]]:
+        """Returns ranges that divide what can be drawn: first and last value of each, and its expected share."""
+        if self.integer:
+            low, count = int(self.low), int(self.high) - int(self.low) + 1
+            most = min(_MOST_PARTS, count)
+            starts = [low + count * place // most for place in range(most + 1)]
+            return [(first, stop - 1, (stop - first) / count) for first, stop in pairwise(starts)]
+        most = _MOST_PARTS if self.low < self.high else 1
+        ends = [self.low + (self.high - self.low) * place / most for place in range(most + 1)]
+        return [(first, last, 1 / most) for first, last in pairwise(ends)]
+
 
 @dataclass(frozen=True)
 class Date(Sampler):
@@ -185,9 +199,16 @@ class Date(Sampler):
 
     def draw(self, uniforms: Uniforms, given: Sequence[Any]) -> list[Any]:
         """Returns one value per row."""
-        first = self.first.toordinal()
-        places = Number(0, self.last.toordinal() - first, integer=True).draw(uniforms, ())
-        return [datetime.date.fromordinal(first + place) for place in places]
+        return [datetime.date.fromordinal(day) for day in self._ordinals.draw(uniforms, ())]
+
+    def parts(self) -> list[tuple[datetime.date, datetime.date, float]]:
+        """Returns ranges that divide what can be drawn: first and last day of each, and its expected share."""
+        day = datetime.date.fromordinal
+        return [(day(int(first)), day(int(last)), share) for first, last, share in self._ordinals.parts()]
+
+    @property
+    def _ordinals(self) -> Number:
+        return Number(self.first.toordinal(), self.last.toordinal(), integer=True)
 
 
 @dataclass(frozen=True)
