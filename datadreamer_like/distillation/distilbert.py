@@ -14,9 +14,10 @@ from transformers import DistilBertConfig, DistilBertForMaskedLM
 from datadreamer_like.errors import DefinitionError, MethodMisfit, check_number, check_sequence
 from datadreamer_like.kernels.divergences import check_temperature
 
+from .factored import fused_loss
 from .hidden_states import HiddenStates
-from .losses import divergence, supervised_loss
-from .objectives import TeacherObjective
+from .losses import divergence
+from .objectives import TeacherObjective, label_loss
 from .outputs import Batch, Outputs, WeightedMean, counted, logits_of, number_of_labels, number_of_positions
 from .teacher import Teacher
 
@@ -65,6 +66,11 @@ class DistilBERT(TeacherObjective):
         """Always true: the masked tokens."""
         return True
 
+    @property
+    def takes_factors(self) -> bool:
+        """True, unless a subclass has another loss."""
+        return type(self).loss is DistilBERT.loss and type(self).means is DistilBERT.means
+
     def modules(self, student: nn.Module, teacher: nn.Module | None) -> nn.Module | None:
         """Returns a projection of the last hidden states if their sizes differ, as in `HiddenStates`."""
         return HiddenStates(self.teacher, distance="cosine").modules(student, teacher)
@@ -83,13 +89,16 @@ class DistilBERT(TeacherObjective):
         all_labelled: bool = False,
     ) -> list[WeightedMean]:
         """Returns the three terms, weighted, with the numbers of all tokens, of the masked ones and of all tokens."""
-        ours, theirs = logits_of(student, "student"), logits_of(teacher, "teacher")
+        soft = fused_loss(student, teacher, batch, temperature=self.temperature)
+        if soft is None:
+            ours, theirs = logits_of(student, "student"), logits_of(teacher, "teacher")
+            soft = divergence(ours, theirs, "forward_kl", self.temperature, mask=counted(batch))
         last = [len(each.hidden_states or ()) - 1 for each in (student, teacher) if each is not None]
         cosine = HiddenStates(self.teacher, distance="cosine", layers={max(last[0], 0): max(last[1], 0)})
         tokens = number_of_positions(batch)
         terms = (
-            (divergence(ours, theirs, "forward_kl", self.temperature, mask=counted(batch)), tokens),
-            (supervised_loss(ours, batch["labels"]), number_of_labels(batch)),
+            (soft, tokens),
+            (label_loss(student, batch), number_of_labels(batch)),
             (cosine.loss(student, teacher, batch, modules), tokens),
         )
         return [WeightedMean(weight * term, total) for weight, (term, total) in zip(self.weights, terms, strict=True)]

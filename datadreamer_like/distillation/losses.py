@@ -206,8 +206,9 @@ def _kept(logits: Logits, labels: Tensor | None, mask: Tensor | None) -> tuple[L
     keep = None if mask is None else mask.bool()
     if labels is not None:
         keep = labels != IGNORED_LABEL if keep is None else keep & (labels != IGNORED_LABEL)
-    if keep is None:
-        return tuple(item.reshape(-1, item.shape[-1]) for item in logits), None
+    if keep is None or bool(keep.all()):  # without a copy of the logits
+        flat = tuple(item.reshape(-1, item.shape[-1]) for item in logits)
+        return flat, None if labels is None else labels.flatten()
     return tuple(item[keep] for item in logits), None if labels is None else labels[keep]
 
 

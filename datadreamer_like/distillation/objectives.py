@@ -30,6 +30,7 @@ from .outputs import (
     logits_of,
     number_of_labels,
     number_of_positions,
+    only_at,
     questions,
 )
 from .signals import Sampled, Signals, TopK
@@ -97,7 +98,7 @@ class Objective(ABC):
 
     @property
     def takes_factors(self) -> bool:
-        """Whether `loss` also takes `Outputs.factors` instead of logits, which are then never in memory for a batch."""
+        """Whether `loss` also takes `Outputs.factors`, with logits only where they count, or a part at a time."""
         return False
 
     @property
@@ -145,8 +146,9 @@ class Objective(ABC):
         """Returns the loss as a sum of means, each with the weight of what it is the mean over.
 
         A trainer adds up batches by it, and the shares of a batch on several devices. By default one mean is of what is
-        learned without labels, over the positions that count, and one of what labels add, over the positions with one;
-        if `all_labelled`, these are the same, and there is one mean. For a batch, it is as many as for all others.
+        learned without labels, over the positions that count, and one of what labels add, over the positions with one,
+        for which `loss` is called twice; if `all_labelled`, these are the same, and there is one mean. For a batch, it
+        is as many as for all others.
         """
         loss = self.loss(student, teacher, batch, modules)
         if all_labelled or not self.needs_labels:
@@ -176,9 +178,14 @@ class Supervised(Objective):
         """Always true."""
         return True
 
+    @property
+    def takes_factors(self) -> bool:
+        """True, unless a subclass has another loss."""
+        return type(self).loss is Supervised.loss
+
     def loss(self, student: Outputs, teacher: Outputs | None, batch: Batch, modules: nn.Module | None = None) -> Tensor:
         """Returns the cross-entropy of the student's logits with `batch["labels"]`."""
-        return _label_loss(logits_of(student, "student"), batch)
+        return label_loss(student, batch)
 
 
 @dataclass(frozen=True)
@@ -208,6 +215,11 @@ class HardTargets(TeacherObjective):
     baseline for soft targets. Rows need no labels.
     """
 
+    @property
+    def takes_factors(self) -> bool:
+        """True, unless a subclass has another loss."""
+        return type(self).loss is HardTargets.loss
+
     def check_signals(self, signals: Sequence[Signals], student: nn.Module, teacher: nn.Module) -> None:
         """Refuses samples, among which the most likely token may be missing."""
         if any(isinstance(each, Sampled) for each in signals):
@@ -215,6 +227,7 @@ class HardTargets(TeacherObjective):
 
     def loss(self, student: Outputs, teacher: Outputs | None, batch: Batch, modules: nn.Module | None = None) -> Tensor:
         """Returns the cross-entropy with the teacher's choice at the positions that count."""
+        student, teacher, batch = only_at(counted(batch), student, teacher, batch)
         if teacher is not None and teacher.targets is not None:
             return supervised_loss(logits_of(student, "student"), teacher.targets.ids[..., 0], counted(batch))
         logits = logits_of(student, "student"), logits_of(teacher, "teacher")
@@ -269,17 +282,35 @@ class SoftTargets(TeacherObjective):
         fused = fused_loss(student, teacher, batch, temperature=self.temperature, alpha=self.alpha)
         if fused is not None:
             return fused
-        logits = logits_of(student, "student")
+        soft, hard = self._terms(student, teacher, batch)
+        return self.alpha * soft + (1 - self.alpha) * hard
+
+    def means(
+        self,
+        student: Outputs,
+        teacher: Outputs | None,
+        batch: Batch,
+        modules: nn.Module | None = None,
+        *,
+        all_labelled: bool = False,
+    ) -> list[WeightedMean]:
+        """Returns the two terms, each computed once; see `Objective.means`."""
+        if all_labelled or not self.needs_labels or type(self).loss is not SoftTargets.loss:
+            return super().means(student, teacher, batch, modules, all_labelled=all_labelled)
+        return two_means(*self._terms(student, teacher, batch), self.alpha, batch)
+
+    def _terms(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> tuple[Tensor, Tensor]:
+        student, teacher, batch = only_at(counted(batch), student, teacher, batch)
         if teacher is not None and teacher.targets is not None:
-            soft, hard = sparse_and_label_loss(
-                logits, teacher.targets, batch["labels"] if self.needs_labels else None,
+            return sparse_and_label_loss(
+                logits_of(student, "student"), teacher.targets, batch["labels"] if self.needs_labels else None,
                 temperature=self.temperature, mask=counted(batch),
             )  # fmt: skip
-        else:
-            theirs = logits_of(teacher, "teacher")
+        soft = fused_loss(student, teacher, batch, temperature=self.temperature)
+        if soft is None:
+            logits, theirs = logits_of(student, "student"), logits_of(teacher, "teacher")
             soft = soft_target_loss(logits, theirs, questions(batch), self.temperature, alpha=1.0, mask=counted(batch))
-            hard = _label_loss(logits, batch) if self.needs_labels else soft.new_zeros(())
-        return self.alpha * soft + (1 - self.alpha) * hard
+        return soft, label_loss(student, batch) if self.needs_labels else soft.new_zeros(())
 
 
 def check_temperatures(signals: Sequence[Signals], temperature: float, kind: Divergence = "forward_kl") -> None:
@@ -289,9 +320,16 @@ def check_temperatures(signals: Sequence[Signals], temperature: float, kind: Div
             check_targets(each.rule, each.temperatures, temperature, kind)
 
 
-def _label_loss(logits: Tensor, batch: Batch) -> Tensor:
+def two_means(soft: Tensor, hard: Tensor, alpha: float, batch: Batch) -> list[WeightedMean]:
+    """Returns `alpha soft + (1 - alpha) hard` as means over the positions that count, and over those with a label."""
+    taught = WeightedMean(alpha * soft, number_of_positions(batch))
+    return [taught, WeightedMean((1 - alpha) * hard, number_of_labels(batch))]
+
+
+def label_loss(student: Outputs, batch: Batch) -> Tensor:
     """Cross-entropy with the batch's targets, which are soft or weighted, or with its labels, where there is one."""
-    targets, labels = batch.get("targets"), batch["labels"]
+    student, _, batch = only_at(batch["labels"] != IGNORED_LABEL, student, None, batch)
+    logits, targets, labels = logits_of(student, "student"), batch.get("targets"), batch["labels"]
     if targets is None:
         return supervised_loss(logits, labels)
     missing = labels == IGNORED_LABEL

@@ -88,10 +88,11 @@ class Outputs:
         return logits_of(self, "model").shape[-1] if self.factors is None else len(self.factors.weight)
 
     def at(self, positions: Callable[[Tensor], Tensor]) -> Outputs:
-        """Returns the outputs with the logits, or the states of their factors, that `positions` returns for them."""
+        """Returns the outputs with the logits, states of factors and targets that `positions` returns for them."""
         logits = None if self.logits is None else positions(self.logits)
         factors = None if self.factors is None else replace(self.factors, states=positions(self.factors.states))
-        return replace(self, logits=logits, factors=factors)
+        targets = None if self.targets is None else self.targets.at(positions)
+        return replace(self, logits=logits, factors=factors, targets=targets)
 
 
 class WeightedMean(NamedTuple):
@@ -108,6 +109,22 @@ def logits_of(outputs: Outputs | None, role: str) -> Tensor:
     if outputs is None or outputs.logits is None:
         raise DefinitionError(f"The {role}'s outputs have no logits. Pass Outputs(logits=...).")
     return outputs.logits
+
+
+def only_at(
+    kept: Tensor | None, student: Outputs, teacher: Outputs | None, batch: Batch
+) -> tuple[Outputs, Outputs | None, Batch]:
+    """Returns outputs and batch with the positions that the mask `kept` [...] keeps, if the student has factors.
+
+    Logits that are computed from factors are then those of the positions that carry loss. Else returns all as it is.
+    """
+    if kept is None or student.factors is None:
+        return student, teacher, batch
+    cut = {"labels": batch["labels"][kept]}
+    if "mask" in batch:
+        cut["mask"] = batch["mask"][kept]
+    taught = None if teacher is None else teacher.at(lambda part: part[kept])
+    return student.at(lambda part: part[kept]), taught, cut
 
 
 def counted(batch: Batch) -> Tensor | None:

@@ -14,9 +14,8 @@ from datadreamer_like.errors import DefinitionError
 from datadreamer_like.kernels.divergences import check_alpha
 
 from .generated import Beams
-from .losses import supervised_loss
-from .objectives import TeacherObjective
-from .outputs import Batch, Outputs, logits_of
+from .objectives import TeacherObjective, label_loss
+from .outputs import Batch, Outputs
 from .teacher import Teacher, TextTeacher
 
 
@@ -42,6 +41,11 @@ class _WrittenAnswers(TeacherObjective):
     def teacher_wants(self) -> frozenset[str]:
         """Nothing: the teacher's answers are in the rows."""
         return frozenset()
+
+    @property
+    def takes_factors(self) -> bool:
+        """True, unless a subclass has another loss."""
+        return type(self).loss in (SequenceLevel.loss, SequenceInterpolation.loss)
 
 
 @dataclass(frozen=True)
@@ -88,19 +92,19 @@ class SequenceLevel(_WrittenAnswers):
 
     def loss(self, student: Outputs, teacher: Outputs | None, batch: Batch, modules: nn.Module | None = None) -> Tensor:
         """Returns the weighted sum over the rows with references and those with the teacher's answers (`written`)."""
-        logits, labels, written = logits_of(student, "student"), batch["labels"], batch.get("written")
+        labels, written = batch["labels"], batch.get("written")
         if not 0 < self.alpha < 1:
-            return supervised_loss(logits, labels)
+            return label_loss(student, batch)
         if written is None:
             raise DefinitionError(
                 f"alpha is {self.alpha}, so the batch must have both answers to each prompt, and the bool `written` "
                 "[rows] that says which are the teacher's."
             )
-        taught, own = (
-            supervised_loss(logits[written], labels[written]),
-            supervised_loss(logits[~written], labels[~written]),
-        )
-        return self.alpha * taught + (1 - self.alpha) * own
+
+        def likelihood(rows: Tensor) -> Tensor:
+            return label_loss(student.at(lambda part: part[rows]), {"labels": labels[rows]})
+
+        return self.alpha * likelihood(written) + (1 - self.alpha) * likelihood(~written)
 
 
 @dataclass(frozen=True)
@@ -138,7 +142,7 @@ class SequenceInterpolation(_WrittenAnswers):
 
     def loss(self, student: Outputs, teacher: Outputs | None, batch: Batch, modules: nn.Module | None = None) -> Tensor:
         """Returns the negative log-likelihood of the chosen answers."""
-        return supervised_loss(logits_of(student, "student"), batch["labels"])
+        return label_loss(student, batch)
 
 
 def sentence_bleu(candidate: str, reference: str, orders: int = 4) -> float:

@@ -7,8 +7,8 @@ its own gradient, a few rows at a time. It makes no tensor of the size of the lo
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -50,6 +50,11 @@ class SparseTargets:
     rest: Tensor
     rule: Rule
     temperatures: tuple[float, ...] = (1.0,)
+
+    def at(self, positions: Callable[[Tensor], Tensor]) -> SparseTargets:
+        """Returns the targets of the positions that `positions` returns for each tensor."""
+        ids, log_probs, rest = positions(self.ids), positions(self.log_probs), positions(self.rest)
+        return replace(self, ids=ids, log_probs=log_probs, rest=rest)
 
 
 def sparse_divergence(

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from datadreamer_like.kernels.divergences import Divergence, check_alpha, check_divergence
 
 from .factored import fused_loss
-from .losses import divergence, supervised_loss
-from .objectives import TeacherObjective, check_temperatures
-from .outputs import Batch, Outputs, counted, logits_of
+from .losses import divergence
+from .objectives import TeacherObjective, check_temperatures, label_loss, two_means
+from .outputs import Batch, Outputs, WeightedMean, counted, logits_of, only_at
 from .signals import Signals
 from .sparse_losses import sparse_and_label_loss
 
@@ -79,19 +79,38 @@ class WordLevel(TeacherObjective):
         fused = fused_loss(student, teacher, batch, self.kind, self.temperature, self.alpha, self.beta, self.skew)
         if fused is not None:
             return fused
-        ours = logits_of(student, "student")
+        apart, likelihood = self._terms(student, teacher, batch)
+        return self.alpha * apart + (1 - self.alpha) * likelihood
+
+    def means(
+        self,
+        student: Outputs,
+        teacher: Outputs | None,
+        batch: Batch,
+        modules: nn.Module | None = None,
+        *,
+        all_labelled: bool = False,
+    ) -> list[WeightedMean]:
+        """Returns the two terms, each computed once; see `Objective.means`."""
+        if all_labelled or not self.needs_labels or type(self).loss is not WordLevel.loss:
+            return super().means(student, teacher, batch, modules, all_labelled=all_labelled)
+        return two_means(*self._terms(student, teacher, batch), self.alpha, batch)
+
+    def _terms(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> tuple[Tensor, Tensor]:
+        student, teacher, batch = only_at(counted(batch), student, teacher, batch)
         if teacher is not None and teacher.targets is not None:
-            apart, likelihood = sparse_and_label_loss(
-                ours, teacher.targets, batch["labels"] if self.needs_labels else None, self.kind, self.temperature,
-                self.beta, self.skew, counted(batch),
+            return sparse_and_label_loss(
+                logits_of(student, "student"), teacher.targets, batch["labels"] if self.needs_labels else None,
+                self.kind, self.temperature, self.beta, self.skew, counted(batch),
             )  # fmt: skip
-            return self.alpha * apart + (1 - self.alpha) * likelihood
-        loss = (1 - self.alpha) * supervised_loss(ours, batch["labels"]) if self.needs_labels else None
-        if self.alpha == 0 and loss is not None:
-            return loss
-        pair = shared_tokens(ours, logits_of(teacher, "teacher"), self.kind)
-        apart = divergence(*pair, self.kind, self.temperature, self.beta, self.skew, mask=counted(batch))
-        return apart if loss is None else self.alpha * apart + loss
+        likelihood = label_loss(student, batch) if self.needs_labels else None
+        if self.alpha == 0 and likelihood is not None:
+            return likelihood.new_zeros(()), likelihood
+        apart = fused_loss(student, teacher, batch, self.kind, self.temperature, 1.0, self.beta, self.skew)
+        if apart is None:
+            pair = shared_tokens(logits_of(student, "student"), logits_of(teacher, "teacher"), self.kind)
+            apart = divergence(*pair, self.kind, self.temperature, self.beta, self.skew, mask=counted(batch))
+        return apart, apart.new_zeros(()) if likelihood is None else likelihood
 
 
 def shared_tokens(student: Tensor, teacher: Tensor, kind: Divergence) -> tuple[Tensor, Tensor]:

@@ -39,6 +39,7 @@ from datadreamer_like.models import (
     TaskModel,
 )
 from datadreamer_like.models.model import Model
+from datadreamer_like.models.trained.trained_model import TrainedModel
 from datadreamer_like.stages import Stage
 from datadreamer_like.stages.compression import Compression
 from datadreamer_like.steps import DataSource, Step, SuperStep
@@ -74,7 +75,7 @@ class Given:
         self.language_model = language_model
         self.classifier = classifier
         self.files = files
-        self._teachers: dict[tuple[str, bool], Any] = {}
+        self._trainers: dict[tuple[str, bool], Any] = {}
 
     @property
     def encoder(self) -> Path:
@@ -92,15 +93,15 @@ class Given:
     @property
     def teacher(self) -> Any:
         """A classifier of cats and dogs."""
-        return self.teacher_of("TrainHFClassifier")
+        return self.trainer_of("TrainHFClassifier").trained
 
-    def teacher_of(self, trainer: str, encoder: bool = False) -> Any:
-        """What a trainer makes of its example."""
-        if (trainer, encoder) not in self._teachers:
-            with DataDreamer(self.folder / f"teacher {len(self._teachers)}", verbose=False):
-                made = self.trained(public("trainers", trainer), "Teacher", encoder=encoder).trained
-            self._teachers[trainer, encoder] = made
-        return self._teachers[trainer, encoder]
+    def trainer_of(self, name: str, encoder: bool = False) -> Any:
+        """A trainer that has trained its example, on the encoder or on what it takes."""
+        if (name, encoder) not in self._trainers:
+            with DataDreamer(self.folder / f"trainer {len(self._trainers)}", verbose=False):
+                made = self.trained(public("trainers", name), name, encoder=encoder)
+            self._trainers[name, encoder] = made
+        return self._trainers[name, encoder]
 
     def trained(self, kind: Any, name: str, encoder: bool = False, **more: Any) -> Any:
         options = self.with_columns(kind.example())
@@ -211,8 +212,28 @@ def of_retriever(kind: Any, given: Given, folder: Path) -> Any:
 def of_trainer(kind: Any, given: Given, folder: Path) -> Any:
     if "base_url" in inspect.signature(kind.__init__).parameters:
         return sent_by(kind, given, folder)
-    with DataDreamer(folder, verbose=False):
-        return given.trained(kind, "It").metrics
+    return given.trainer_of(kind.__name__).metrics
+
+
+def answers_of(model: TrainedModel) -> Any:
+    """What a trained model of any task gives for two texts: logits, or embeddings."""
+    texts = ["the cat sat", "a dog ran to the mat"]
+    if model.task == "text-classification":
+        return model.logits(texts)
+    if model.task == "feature-extraction":
+        from sentence_transformers import SentenceTransformer
+
+        return SentenceTransformer(str(model.path), device="cpu").encode(texts)
+    import torch
+
+    batch = model.tokenizer(texts, return_tensors="pt", padding=True)
+    with torch.no_grad():
+        return model.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.numpy()
+
+
+def answers_after_loading(folders: Sequence[str]) -> list[Any]:
+    """What another process finds in the folders of trained models."""
+    return [answers_of(TrainedModel.load(folder)) for folder in folders]
 
 
 def sent_by(kind: Any, given: Given, folder: Path) -> Any:
@@ -330,7 +351,7 @@ def of_objective(kind: Any, given: Given, folder: Path) -> Any:
     fits = kind.example(given.teacher).fits or {"classification"}
     trainers = {"classification": "TrainHFClassifier", "generation": "TrainHFFineTune", "masked": "TrainHFMaskedLM"}
     trainer = next(name for task, name in trainers.items() if task in fits)
-    objective = kind.example(given.teacher_of(trainer, of_attention))
+    objective = kind.example(given.trainer_of(trainer, of_attention).trained)
     with DataDreamer(folder, verbose=False):
         return given.trained(public("trainers", trainer), "It", encoder=of_attention, objective=objective).metrics
 

@@ -1,5 +1,7 @@
 """Identities: frozen, one for each class, whatever file it is in, and raised when a class's results change.
 
+Also that what a trainer saves is what it trained.
+
 `ids.json` and `golden.json` hold what was decided. `python tests/contracts/freeze.py` writes them anew, so that what
 changed shows in the commit.
 """
@@ -12,11 +14,14 @@ import json
 import os
 import pkgutil
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from golden import Given, difference, output, subjects
+from golden import Given, answers_after_loading, answers_of, difference, output, subjects
+from warm import CONTEXT
 
 import datadreamer_like
 from datadreamer_like.errors import DefinitionError
@@ -24,12 +29,18 @@ from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.identity import class_id, class_part
 from datadreamer_like.models import LLM
 from datadreamer_like.steps import Prompt, Step
+from datadreamer_like.trainers import Trainer
 
 HERE = Path(__file__).parent
 IDS, GOLDEN = HERE / "ids.json", HERE / "golden.json"
 FREEZE = os.environ.get("DATADREAMER_LIKE_FREEZE") == "1"
 HOW = "python tests/contracts/freeze.py"
 CLASSES = subjects()
+TRAINERS = [
+    kind
+    for kind in CLASSES
+    if issubclass(kind, Trainer) and "base_url" not in inspect.signature(kind.__init__).parameters
+]
 
 
 def name_of(kind: type) -> str:
@@ -95,6 +106,25 @@ def test_an_example_gives_what_it_gave(kind: Any, given: Given, golden: dict[str
         f"that is meant, raise result_version in the class and run `{HOW}`: users' results are then made again. "
         "If not, it is a bug."
     )
+
+
+@pytest.fixture(scope="module")
+def loaded(given: Given) -> dict[str, Any]:
+    """What all trained models answer in one process that has loaded none of them before."""
+    folders = {kind.__name__: str(given.trainer_of(kind.__name__).path) for kind in TRAINERS}
+    with ProcessPoolExecutor(1, CONTEXT) as processes:
+        found = processes.submit(answers_after_loading, list(folders.values())).result(timeout=200)
+    return dict(zip(folders, found, strict=True))
+
+
+@pytest.mark.parametrize("kind", TRAINERS, ids=lambda kind: kind.__name__)
+def test_a_trained_model_answers_the_same_when_another_process_loads_it(
+    kind: Any, given: Given, loaded: dict[str, Any]
+) -> None:
+    expected = answers_of(given.trainer_of(kind.__name__).trained)
+    assert np.isfinite(expected).all()
+    assert np.ptp(expected) > 0
+    np.testing.assert_array_equal(loaded[kind.__name__], expected)
 
 
 def test_nothing_is_frozen_that_is_gone() -> None:

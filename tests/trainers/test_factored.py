@@ -14,8 +14,14 @@ from transformers import AutoTokenizer
 
 from datadreamer_like.distillation import (
     Combined,
+    DistilBERT,
+    HardTargets,
     OnPolicy,
+    Outputs,
+    SequenceLevel,
     SoftTargets,
+    SparseTargets,
+    Supervised,
     TeacherModel,
     WordLevel,
     has_plain_head,
@@ -37,6 +43,10 @@ OBJECTIVES: dict[str, Any] = {
     "soft targets": SoftTargets(TEACHER, temperature=3.0, alpha=0.6),
     "on policy": OnPolicy(TEACHER),
     "combined": Combined([WordLevel(TEACHER), SoftTargets(TEACHER)], [1.0, 0.5]),
+    "supervised": Supervised(),
+    "hard targets": HardTargets(TEACHER),
+    "the teacher's answers": SequenceLevel(TEACHER),
+    "both answers": SequenceLevel(TEACHER, alpha=0.3),
 }
 
 
@@ -60,7 +70,7 @@ def case(family: str) -> tuple[Any, Any, dict[str, torch.Tensor]]:
         ids = torch.randint(5, tiny_models.VOCABULARY, (length,), generator=random)
         labels = ids if kind is Seq2SeqLM else ids.masked_fill(torch.arange(length) < length // 2, -100)
         rows.append({"row": row, "input_ids": ids.numpy(), "labels": labels.numpy()})
-    return model, task, task.collate(rows)
+    return model, task, {**task.collate(rows), "written": torch.tensor([True, False, True])}
 
 
 def gradients(model: Any) -> dict[str, torch.Tensor]:
@@ -120,24 +130,93 @@ def test_a_teacher_that_lacks_tokens_of_the_student_gives_the_loss_of_the_logits
     assert found == pytest.approx(expected, rel=1e-5)
 
 
-def test_other_positions_of_labels_and_teacher_give_the_loss_of_the_logits() -> None:
-    model = tiny_models.build("bert-mlm")
+MASKED: dict[str, Any] = {
+    "supervised": Supervised(),
+    "hard targets": HardTargets(TEACHER),
+    "word level": WordLevel(TEACHER, alpha=0.5),
+    "without labels": WordLevel(TEACHER, alpha=1.0),
+    "labels alone": WordLevel(TEACHER, alpha=0.0),
+    "soft targets": SoftTargets(TEACHER, temperature=3.0, alpha=0.6),
+    "triple loss": DistilBERT(TEACHER),
+}
+
+
+def masked_case() -> tuple[Any, Any, Any, dict[str, torch.Tensor]]:
+    """Two models of masked tokens in float64, their task, and a batch of which some tokens have labels."""
+    model, teacher = (tiny_models.build("bert-mlm").double() for _ in range(2))
+    with torch.no_grad():
+        teacher.get_output_embeddings().bias.add_(torch.arange(tiny_models.VOCABULARY) / 90)
     task = MaskedLM(NoTokenizer(), 24, True, 0.4)  # type: ignore[arg-type]
     plain = task.collate([{"row": row, "input_ids": torch.arange(5, 14 + row).numpy()} for row in range(3)])
-    batch = task.drawn(plain, torch.Generator().manual_seed(0))
+    return model, teacher, task, task.drawn(plain, torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("kind", MASKED)
+def test_where_some_tokens_have_labels_loss_means_and_gradients_are_those_of_the_logits(kind: str) -> None:
+    model, teacher, task, batch = masked_case()
+    objective = MASKED[kind]
     assert has_plain_head(model)
-    for alpha in (0.5, 1.0):
-        objective = WordLevel(TEACHER, alpha=alpha)
+    assert objective.takes_factors
+    losses, parts, slopes, measures = [], [], [], []
+    for wants in (LOGITS, FACTORS):
         with torch.no_grad():
-            teacher = tiny_models.build("bert-mlm")
-            teacher.get_output_embeddings().bias.add_(torch.arange(tiny_models.VOCABULARY) / 90)
-            pairs = [[task.forward(each, batch, wants) for each in (model, teacher)] for wants in (LOGITS, FACTORS)]
-            expected, found = (float(objective.loss(*pair, batch)) for pair in pairs)
-            measures = TokenMeasure(), TokenMeasure()
-            for measure, pair in zip(measures, pairs, strict=True):
-                measure.add(pair[0], batch)
-        assert found == pytest.approx(expected, rel=1e-5)
-        assert measures[1].result() == pytest.approx(measures[0].result(), rel=1e-5)
+            theirs = task.forward(teacher, batch, wants | objective.wants)
+        ours = task.forward(model, batch, wants | objective.wants)
+        parts.append([(mean.value.item(), int(mean.weight)) for mean in objective.means(ours, theirs, batch)])
+        losses.append(objective.loss(ours, theirs, batch))
+        losses[-1].backward()
+        slopes.append(gradients(model))
+        measures.append(TokenMeasure())
+        with torch.no_grad():
+            measures[-1].add(ours, batch)
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-9, atol=1e-12)
+    assert sum(value for value, _ in parts[1]) == pytest.approx(losses[0].item(), rel=1e-6)
+    for found, expected in zip(parts[1], parts[0], strict=True):
+        assert found == pytest.approx(expected, rel=1e-9)
+    assert slopes[0].keys() == slopes[1].keys()
+    for name, slope in slopes[1].items():
+        torch.testing.assert_close(slope, slopes[0][name], rtol=1e-7, atol=1e-10)
+    assert measures[1].result() == pytest.approx(measures[0].result(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "objective", [SoftTargets(TEACHER, 1.0, 0.6), WordLevel(TEACHER, alpha=1.0), HardTargets(TEACHER)]
+)
+def test_stored_targets_give_the_loss_and_gradients_of_the_logits(objective: Any) -> None:
+    model, task, batch = case("gpt2")
+    shape = batch["labels"].shape
+    ids = torch.randint(tiny_models.VOCABULARY, (*shape, 1), generator=torch.Generator().manual_seed(2))
+    half = torch.full((*shape, 1), 0.5).log()
+    teacher = Outputs(targets=SparseTargets(ids, half, half.expand(*shape, 2), "bucket", (1.0, 3.0)))
+    losses, slopes = [], []
+    for wants in (LOGITS, FACTORS):
+        losses.append(objective.loss(task.forward(model, batch, wants), teacher, batch))
+        losses[-1].backward()
+        slopes.append(gradients(model))
+    torch.testing.assert_close(losses[1], losses[0])
+    for name, slope in slopes[1].items():
+        torch.testing.assert_close(slope, slopes[0][name], rtol=1e-4, atol=1e-6)
+
+
+class Once(WordLevel):
+    """Counts how often its terms are computed."""
+
+    count = 0
+
+    def loss(self, *args: Any, **options: Any) -> Any:
+        Once.count += 1
+        return super().loss(*args, **options)
+
+
+def test_a_subclass_with_another_loss_has_means_of_that_loss() -> None:
+    model, teacher, task, batch = masked_case()
+    with torch.no_grad():
+        pair = [task.forward(each, batch, LOGITS) for each in (model, teacher)]
+        own = Once(TEACHER, alpha=0.5)
+        assert not own.takes_factors
+        found, expected = own.means(*pair, batch), WordLevel(TEACHER, alpha=0.5).means(*pair, batch)
+    assert Once.count == 2
+    torch.testing.assert_close(found, expected)
 
 
 def changed(family: str) -> Any:
@@ -212,6 +291,19 @@ def test_no_step_of_a_training_run_makes_logits_of_its_whole_batch(session, tiny
         losses.append(trainer.metrics["loss"])
     assert numbers[0] < tokens * words / 2 < numbers[1]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_logits_are_computed_for_tokens_with_labels_alone(session, tiny_causal_lm, tmp_path) -> None:
+    words, rows = 1 << 15, 4
+    tokenizer = AutoTokenizer.from_pretrained(tiny_causal_lm)
+    sizes: dict[str, Any] = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 1, "vocab_size": words}
+    folder = tiny_models.save(tiny_models.llama(tokenizer, **sizes), tokenizer, tmp_path / "model")
+    text = "a cat sat on a mat and " * 12
+    data = Rows("Rows", {"prompt": [text] * rows, "answer": ["the dog ran to the cat"] * rows}).output
+    columns = {f"{split}_{which}": data[name] for split in ("train", "validation")
+               for which, name in (("input", "prompt"), ("output", "answer"))}  # fmt: skip
+    trainer = Watched("Labels", str(folder)).train(**columns, epochs=1, batch_size=rows, learning_rate=1e-3)
+    assert 0 < trainer.largest < rows * len(tokenizer(text)["input_ids"]) * words / 2
 
 
 class Plain(SoftTargets):

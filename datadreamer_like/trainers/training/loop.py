@@ -53,7 +53,7 @@ class Run:
         autocast: "bf16" or "fp16" for mixed precision.
         teachers: The teacher's answers for "train" and for "validation".
         modules: The objective's own modules, trained along with the model.
-        factored: The teacher gives factors instead of logits.
+        factored: The objective takes the student's factors with what the teacher gives.
     """
 
     model: Any

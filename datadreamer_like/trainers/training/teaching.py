@@ -51,7 +51,7 @@ TeacherAnswers = Callable[[Batch, int], Outputs | None]
 class Teaching:
     """A teacher's answers by split, the model that an objective's `modules` reads, and a line for the card.
 
-    `factored` answers have factors instead of logits.
+    If `factored`, no answer has logits, so that the student may give factors too.
     """
 
     answers: Mapping[str, TeacherAnswers]
@@ -126,7 +126,8 @@ def prepare_teacher(
     teacher, wants = objective.teacher, objective.teacher_wants
     task.check_labels(objective)
     if teacher is None or not wants:
-        return Teaching(dict.fromkeys(examples, lambda batch, student_logits: None))
+        untaught = dict.fromkeys(examples, lambda batch, student_logits: None)
+        return Teaching(untaught, factored=objective.takes_factors)
     if objective.own_tokens and not isinstance(teacher, StoredTeacher):
         reader = tokens_teacher(teacher, "next-token logits")
         return Teaching(own_tokens_teacher(reader, task, columns, examples, max_length, scratch), reader.model)
@@ -139,7 +140,8 @@ def prepare_teacher(
                 "no signals. Pass the teacher itself."
             )
         signals = SignalReader(teacher, objective, task, examples, config, device, cache)
-        return Teaching({split: partial(signals.outputs, split) for split in examples}, teacher.model, signals.facts)
+        answers = {split: partial(signals.outputs, split) for split in examples}
+        return Teaching(answers, teacher.model, signals.facts, objective.takes_factors)
     if "logits" in wants:
         task.check_teacher(teacher)
     if not wants <= task.stored:
