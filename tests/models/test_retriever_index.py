@@ -224,17 +224,17 @@ def test_the_batch_size_and_the_search_decide_nothing_of_the_index(tmp_path: Pat
 
 
 def test_what_cannot_be_indexed_is_said_before_the_corpus_is_embedded() -> None:
-    matrix = clustered(1_000)
-    texts = [str(n) for n in range(1_000)]
+    matrix = clustered(4_000)
+    texts = [str(n) for n in range(4_000)]
 
     def refused(match: str, kind: type[Exception] = DefinitionError, **options: Any) -> None:
         model = Given(matrix)
         with pytest.raises(kind, match=match):
             EmbeddingRetriever(texts, model, **options).run(["1"])
-        assert model.embedded <= 200
+        assert model.embedded <= 2_000
 
     refused('no index "Sphere"', index_type="Sphere")
-    refused("has 4,000 cells, and the corpus 1,000 texts", index_type="IVF4000,Flat")
+    refused("has 8,000 cells, and the corpus 4,000 texts", index_type="IVF8000,Flat")
     refused('no parameter "efsearch"', index_type="HNSW8", efsearch=3)
     with pytest.raises(ArgumentTypeError, match="Text 2 of the corpus is int, 3"):
         EmbeddingRetriever(["1", None, 3], Given(matrix))  # type: ignore[list-item]
