@@ -39,7 +39,7 @@ def supervised_loss(student_logits: Tensor, labels: Tensor, mask: Tensor | None 
     (student,), kept_labels = _kept((student_logits,), labels, mask)
     if kept_labels is None:
         raise DefinitionError("The cross-entropy needs labels. Pass class indices [...].")
-    return mean_of(F.cross_entropy(_precise(student), kept_labels, reduction="none"))
+    return mean_of(_label_losses(student, kept_labels))
 
 
 def target_loss(student_logits: Tensor, targets: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -103,7 +103,7 @@ def soft_target_loss(
     if alpha > 0:
         loss = loss + alpha * divergence(student, teacher, temperature=temperature)
     if alpha < 1 and kept_labels is not None:
-        loss = loss + (1 - alpha) * mean_of(F.cross_entropy(_precise(student), kept_labels, reduction="none"))
+        loss = loss + (1 - alpha) * mean_of(_label_losses(student, kept_labels))
     return loss
 
 
@@ -118,7 +118,7 @@ def confidence_weighted_loss(
     """
     (student, teacher), kept_labels = _kept((student_logits, teacher_logits), labels, mask)
     weights = confidence(teacher)
-    losses = F.cross_entropy(_precise(student), kept_labels, reduction="none")  # type: ignore[arg-type]
+    losses = _label_losses(student, kept_labels)  # type: ignore[arg-type]
     return (weights * losses).sum() / weights.sum().clamp(min=1e-12)
 
 
@@ -180,6 +180,18 @@ def divergence(
         for logits in (student, teacher.detach())
     )
     return mean_of(divergence_of_rows(log_p, log_q, kind, beta, skew)) * temperature**2
+
+
+def _label_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of each row of logits [rows, classes] with its label [rows]."""
+    classes = logits.shape[-1]
+    outside = (labels < 0) | (labels >= classes)
+    if bool(outside.any()):
+        raise DefinitionError(
+            f"The label {int(labels[outside][0])} is none of the {classes:,} classes, which are numbered from 0; "
+            f"{IGNORED_LABEL} stands for no label."
+        )
+    return F.cross_entropy(_precise(logits), labels, reduction="none")
 
 
 def _precise(logits: Tensor) -> Tensor:

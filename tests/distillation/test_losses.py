@@ -273,6 +273,9 @@ def test_soft_targets_refuse_what_cannot_be():
             soft_target_loss(student, teacher, torch.zeros(4).long(), alpha=alpha)
     with pytest.raises(DefinitionError, match="labels"):
         soft_target_loss(student, teacher, None, alpha=0.5)
+    for label in (5, -1):
+        with pytest.raises(DefinitionError, match=f"The label {label} is none of the 5 classes"):
+            soft_target_loss(student, teacher, torch.tensor([0, -100, label, 1]), alpha=0.5)
     with pytest.raises(DefinitionError, match="teacher"):
         soft_target_loss(student, teacher[:3], torch.zeros(4).long())
     assert float(soft_target_loss(student, teacher, None, alpha=1.0)) == float(

@@ -185,6 +185,8 @@ def test_what_cannot_be_trained_is_refused_before_work(session, tiny_causal_lm, 
         TrainHFDPO("A", str(tiny_causal_lm)).train(**given, loss_type="kto_pair")
     with pytest.raises(DefinitionError, match='"sigmoids" is unknown. Did you mean "sigmoid"'):
         TrainHFDPO("B", str(tiny_causal_lm)).train(**given, loss_type="sigmoids")
+    with pytest.raises(DefinitionError, match="options are refused: Label smoothing must be greater than 0"):
+        TrainHFDPO("Smooth", str(tiny_causal_lm)).train(**given, loss_type="exo_pair")
     with pytest.raises(DefinitionError, match="dpo_beta is 0; it must be over 0"):
         TrainHFDPO("C", str(tiny_causal_lm)).train(**given, dpo_beta=0)
     with pytest.raises(DefinitionError, match='has no option "epoch"'):

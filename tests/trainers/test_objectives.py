@@ -21,6 +21,7 @@ from datadreamer_like.distillation import (
 )
 from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, LabelError, MethodMisfit
 from datadreamer_like.evaluation.tasks.examples import ShuffledBatches
+from datadreamer_like.models import TrainedModel
 from datadreamer_like.trainers import TrainHFClassifier, TrainHFFineTune
 
 from .conftest import opinions
@@ -300,6 +301,10 @@ def test_a_teacher_of_other_classes_or_other_tokens_is_refused(
     rows["label"] = [label.upper() for label in rows["label"]]
     with pytest.raises(LabelError, match="different classes"):
         TrainHFClassifier("Student", str(tiny_encoder)).train(**data(rows, rows), objective=SoftTargets(teacher))
+    with pytest.raises(MethodMisfit, match="LlamaForCausalLM, is a language model and no classifier.*ScoreLabels"):
+        TrainHFClassifier("Taught", str(tiny_encoder)).train(
+            **columns, objective=SoftTargets(TrainedModel(tiny_causal_lm))
+        )
     with pytest.raises(MethodMisfit, match="is not a language model"):
         TrainHFFineTune("LM", str(tiny_causal_lm)).train(**data(), objective=SoftTargets(teacher))
     with pytest.raises(ArgumentTypeError, match="objective must be an objective"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from datadreamer_like.distillation import (
     align_labels,
     classes_of,
     label_order,
+    text_teacher,
 )
 from datadreamer_like.distillation.losses import IGNORED_LABEL
 from datadreamer_like.distillation.teacher import is_multi_label, scaled_logits
@@ -134,6 +135,12 @@ class Classification(Task):
 
     def check_teacher(self, teacher: Teacher | TextTeacher) -> None:
         """Refuses a teacher that is not a classifier of the same classes and kind; see `Task.check_teacher`."""
+        model: Any = None if text_teacher(teacher) is not None else cast("Teacher", teacher).model
+        if hasattr(model, "can_generate") and model.can_generate():  # its config may name classes all the same
+            raise MethodMisfit(
+                f"The teacher, {type(model).__name__}, is a language model and no classifier, so it cannot teach one. "
+                "Train it with TrainHFClassifier; an LLM teaches by ScoreLabels."
+            )
         label_order(_label2id(teacher), self.labels.label2id)
         both = is_multi_label(teacher), self.labels.multi
         kinds = [f"a {'multi' if each else 'single'}-label classifier" for each in both]

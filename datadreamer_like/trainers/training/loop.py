@@ -20,7 +20,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from datadreamer_like.distillation import Objective, Outputs, has_plain_head
 from datadreamer_like.distillation.outputs import WeightedMean
-from datadreamer_like.errors import DefinitionError, MethodMisfit
+from datadreamer_like.errors import DataDreamerError, DefinitionError, MethodMisfit
 from datadreamer_like.evaluation.tasks.examples import Examples, ShuffledBatches, sorted_batches
 from datadreamer_like.evaluation.tasks.task import Batch, Task
 from datadreamer_like.formats.quantizer import untrainable
@@ -123,7 +123,12 @@ def fit(
         logger.info("resuming after epoch %s, where training was interrupted", f"{so_far.epoch:g}")
         if stop is not None and stop.is_over(args, so_far):
             args.num_train_epochs = so_far.epoch
-    loop = (make_loop or ObjectiveLoop)(run=run, args=args, callbacks=callbacks)
+    try:
+        loop = (make_loop or ObjectiveLoop)(run=run, args=args, callbacks=callbacks)
+    except DataDreamerError:
+        raise
+    except (ValueError, NotImplementedError) as error:  # options that do not go together, in another library's loop
+        raise _refused(error) from error
     loop.remove_callback(PrinterCallback)
     with system_errors():
         loop.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -140,6 +145,10 @@ def fit(
     model.train(False)
     history = [_figures(entry) for entry in measured]
     return Fit(_figures(best), float(state.epoch or 0.0), history, points(state.log_history))
+
+
+def _refused(error: Exception) -> DefinitionError:
+    return DefinitionError(f"The training options are refused: {error}")
 
 
 def _figures(entry: dict[str, Any]) -> dict[str, float]:
@@ -183,7 +192,7 @@ def _arguments(kind: type[TrainingArguments], run: Run, defaults: Mapping[str, A
             **options,
         )
     except (ValueError, TypeError) as error:
-        raise DefinitionError(f"The training options are refused: {error}") from error
+        raise _refused(error) from error
     # One process trains on one device: its DataParallel over all GPUs is slower and changes the batch size.
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1
