@@ -234,8 +234,74 @@ class HardTargets(TeacherObjective):
         return hard_target_loss(*logits, questions(batch), counted(batch))
 
 
+class AlphaObjective(TeacherObjective):
+    """Base of objectives in which `alpha` weighs a divergence from the teacher, and `1 - alpha` the labels' loss."""
+
+    alpha: float
+
+    @property
+    @abstractmethod
+    def _divergence(self) -> tuple[Divergence, float, float, float]:
+        """Kind, temperature, beta and skew of the divergence."""
+
+    @abstractmethod
+    def _apart(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
+        """Returns the mean divergence between the logits of both at the positions that count, times T²."""
+
+    @property
+    def needs_labels(self) -> bool:
+        """True if `alpha` is below 1."""
+        return self.alpha < 1
+
+    @property
+    def takes_factors(self) -> bool:
+        """True, unless a subclass has another loss."""
+        return type(self).loss is AlphaObjective.loss
+
+    def loss(self, student: Outputs, teacher: Outputs | None, batch: Batch, modules: nn.Module | None = None) -> Tensor:
+        """Returns the weighted sum of the divergence and the labels' loss."""
+        kind, temperature, beta, skew = self._divergence
+        fused = fused_loss(student, teacher, batch, kind, temperature, self.alpha, beta, skew)
+        if fused is not None:
+            return fused
+        soft, hard = self._terms(student, teacher, batch)
+        return self.alpha * soft + (1 - self.alpha) * hard
+
+    def means(
+        self,
+        student: Outputs,
+        teacher: Outputs | None,
+        batch: Batch,
+        modules: nn.Module | None = None,
+        *,
+        all_labelled: bool = False,
+    ) -> list[WeightedMean]:
+        """Returns the two terms, each computed once; see `Objective.means`."""
+        if all_labelled or not self.needs_labels or type(self).loss is not AlphaObjective.loss:
+            return super().means(student, teacher, batch, modules, all_labelled=all_labelled)
+        soft, hard = self._terms(student, teacher, batch)
+        taught = WeightedMean(self.alpha * soft, number_of_positions(batch))
+        return [taught, WeightedMean((1 - self.alpha) * hard, number_of_labels(batch))]
+
+    def _terms(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> tuple[Tensor, Tensor]:
+        kind, temperature, beta, skew = self._divergence
+        student, teacher, batch = only_at(counted(batch), student, teacher, batch)
+        if teacher is not None and teacher.targets is not None:
+            return sparse_and_label_loss(
+                logits_of(student, "student"), teacher.targets, batch["labels"] if self.needs_labels else None,
+                kind, temperature, beta, skew, counted(batch),
+            )  # fmt: skip
+        hard = label_loss(student, batch) if self.needs_labels else None
+        if self.alpha == 0 and hard is not None:
+            return hard.new_zeros(()), hard
+        soft = fused_loss(student, teacher, batch, kind, temperature, 1.0, beta, skew)
+        if soft is None:
+            soft = self._apart(logits_of(student, "student"), logits_of(teacher, "teacher"), batch)
+        return soft, soft.new_zeros(()) if hard is None else hard
+
+
 @dataclass(frozen=True)
-class SoftTargets(TeacherObjective):
+class SoftTargets(AlphaObjective):
     """Distillation in which `alpha` weighs the soft term, the teacher's probabilities; `1 - alpha` weighs the labels.
 
     The loss is `alpha T² KL(q_T ‖ p_T) + (1 - alpha) CE(labels, p)`: Hinton, Vinyals and Dean 2015, arXiv:1503.02531.
@@ -259,58 +325,22 @@ class SoftTargets(TeacherObjective):
         check_alpha(self.alpha)
 
     @property
-    def needs_labels(self) -> bool:
-        """True if `alpha` is below 1."""
-        return self.alpha < 1
-
-    @property
-    def takes_factors(self) -> bool:
-        """True, unless a subclass has another loss."""
-        return type(self).loss is SoftTargets.loss
-
-    @property
     def temperatures(self) -> frozenset[float]:
         """The one temperature."""
         return frozenset({self.temperature})
+
+    @property
+    def _divergence(self) -> tuple[Divergence, float, float, float]:
+        """The forward KL at the temperature."""
+        return "forward_kl", self.temperature, 0.5, 0.1
 
     def check_signals(self, signals: Sequence[Signals], student: nn.Module, teacher: nn.Module) -> None:
         """Refuses targets that were stored for other temperatures."""
         check_temperatures(signals, self.temperature)
 
-    def loss(self, student: Outputs, teacher: Outputs | None, batch: Batch, modules: nn.Module | None = None) -> Tensor:
-        """Returns the weighted sum of the soft term and the cross-entropy with the labels."""
-        fused = fused_loss(student, teacher, batch, temperature=self.temperature, alpha=self.alpha)
-        if fused is not None:
-            return fused
-        soft, hard = self._terms(student, teacher, batch)
-        return self.alpha * soft + (1 - self.alpha) * hard
-
-    def means(
-        self,
-        student: Outputs,
-        teacher: Outputs | None,
-        batch: Batch,
-        modules: nn.Module | None = None,
-        *,
-        all_labelled: bool = False,
-    ) -> list[WeightedMean]:
-        """Returns the two terms, each computed once; see `Objective.means`."""
-        if all_labelled or not self.needs_labels or type(self).loss is not SoftTargets.loss:
-            return super().means(student, teacher, batch, modules, all_labelled=all_labelled)
-        return two_means(*self._terms(student, teacher, batch), self.alpha, batch)
-
-    def _terms(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> tuple[Tensor, Tensor]:
-        student, teacher, batch = only_at(counted(batch), student, teacher, batch)
-        if teacher is not None and teacher.targets is not None:
-            return sparse_and_label_loss(
-                logits_of(student, "student"), teacher.targets, batch["labels"] if self.needs_labels else None,
-                temperature=self.temperature, mask=counted(batch),
-            )  # fmt: skip
-        soft = fused_loss(student, teacher, batch, temperature=self.temperature)
-        if soft is None:
-            logits, theirs = logits_of(student, "student"), logits_of(teacher, "teacher")
-            soft = soft_target_loss(logits, theirs, questions(batch), self.temperature, alpha=1.0, mask=counted(batch))
-        return soft, label_loss(student, batch) if self.needs_labels else soft.new_zeros(())
+    def _apart(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
+        """Returns the soft term, also of several yes-or-no questions a row."""
+        return soft_target_loss(student, teacher, questions(batch), self.temperature, alpha=1.0, mask=counted(batch))
 
 
 def check_temperatures(signals: Sequence[Signals], temperature: float, kind: Divergence = "forward_kl") -> None:
@@ -318,12 +348,6 @@ def check_temperatures(signals: Sequence[Signals], temperature: float, kind: Div
     for each in signals:
         if isinstance(each, Sampled | TopK):
             check_targets(each.rule, each.temperatures, temperature, kind)
-
-
-def two_means(soft: Tensor, hard: Tensor, alpha: float, batch: Batch) -> list[WeightedMean]:
-    """Returns `alpha soft + (1 - alpha) hard` as means over the positions that count, and over those with a label."""
-    taught = WeightedMean(alpha * soft, number_of_positions(batch))
-    return [taught, WeightedMean((1 - alpha) * hard, number_of_labels(batch))]
 
 
 def label_loss(student: Outputs, batch: Batch) -> Tensor:

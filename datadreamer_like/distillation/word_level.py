@@ -9,16 +9,14 @@ from torch import Tensor, nn
 
 from datadreamer_like.kernels.divergences import Divergence, check_alpha, check_divergence
 
-from .factored import fused_loss
 from .losses import divergence
-from .objectives import TeacherObjective, check_temperatures, label_loss, two_means
-from .outputs import Batch, Outputs, WeightedMean, counted, logits_of, only_at
+from .objectives import AlphaObjective, check_temperatures
+from .outputs import Batch, counted
 from .signals import Signals
-from .sparse_losses import sparse_and_label_loss
 
 
 @dataclass(frozen=True)
-class WordLevel(TeacherObjective):
+class WordLevel(AlphaObjective):
     """Word-level distillation: `alpha` weighs the divergence from the teacher's next-token distributions.
 
     The loss is `(1 - alpha) NLL + alpha T² D(q_T, p_T)`, each the mean over the tokens of the answers: prompts and
@@ -56,61 +54,23 @@ class WordLevel(TeacherObjective):
         return frozenset({"generation", "masked"})
 
     @property
-    def needs_labels(self) -> bool:
-        """True if `alpha` is below 1."""
-        return self.alpha < 1
-
-    @property
-    def takes_factors(self) -> bool:
-        """True, unless a subclass has another loss."""
-        return type(self).loss is WordLevel.loss
-
-    @property
     def temperatures(self) -> frozenset[float]:
         """The one temperature."""
         return frozenset({self.temperature})
+
+    @property
+    def _divergence(self) -> tuple[Divergence, float, float, float]:
+        """The divergence with its options."""
+        return self.kind, self.temperature, self.beta, self.skew
 
     def check_signals(self, signals: Sequence[Signals], student: nn.Module, teacher: nn.Module) -> None:
         """Refuses targets that were stored for other temperatures, or whose tail does not fit the divergence."""
         check_temperatures(signals, self.temperature, self.kind)
 
-    def loss(self, student: Outputs, teacher: Outputs | None, batch: Batch, modules: nn.Module | None = None) -> Tensor:
-        """Returns the weighted sum of the negative log-likelihood and the divergence."""
-        fused = fused_loss(student, teacher, batch, self.kind, self.temperature, self.alpha, self.beta, self.skew)
-        if fused is not None:
-            return fused
-        apart, likelihood = self._terms(student, teacher, batch)
-        return self.alpha * apart + (1 - self.alpha) * likelihood
-
-    def means(
-        self,
-        student: Outputs,
-        teacher: Outputs | None,
-        batch: Batch,
-        modules: nn.Module | None = None,
-        *,
-        all_labelled: bool = False,
-    ) -> list[WeightedMean]:
-        """Returns the two terms, each computed once; see `Objective.means`."""
-        if all_labelled or not self.needs_labels or type(self).loss is not WordLevel.loss:
-            return super().means(student, teacher, batch, modules, all_labelled=all_labelled)
-        return two_means(*self._terms(student, teacher, batch), self.alpha, batch)
-
-    def _terms(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> tuple[Tensor, Tensor]:
-        student, teacher, batch = only_at(counted(batch), student, teacher, batch)
-        if teacher is not None and teacher.targets is not None:
-            return sparse_and_label_loss(
-                logits_of(student, "student"), teacher.targets, batch["labels"] if self.needs_labels else None,
-                self.kind, self.temperature, self.beta, self.skew, counted(batch),
-            )  # fmt: skip
-        likelihood = label_loss(student, batch) if self.needs_labels else None
-        if self.alpha == 0 and likelihood is not None:
-            return likelihood.new_zeros(()), likelihood
-        apart = fused_loss(student, teacher, batch, self.kind, self.temperature, 1.0, self.beta, self.skew)
-        if apart is None:
-            pair = shared_tokens(logits_of(student, "student"), logits_of(teacher, "teacher"), self.kind)
-            apart = divergence(*pair, self.kind, self.temperature, self.beta, self.skew, mask=counted(batch))
-        return apart, apart.new_zeros(()) if likelihood is None else likelihood
+    def _apart(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
+        """Returns the divergence over the tokens that both have."""
+        student, teacher = shared_tokens(student, teacher, self.kind)
+        return divergence(student, teacher, *self._divergence, mask=counted(batch))
 
 
 def shared_tokens(student: Tensor, teacher: Tensor, kind: Divergence) -> tuple[Tensor, Tensor]:
