@@ -241,11 +241,11 @@ class AlphaObjective(TeacherObjective):
 
     @property
     @abstractmethod
-    def _divergence(self) -> tuple[Divergence, float, float, float]:
+    def divergence_options(self) -> tuple[Divergence, float, float, float]:
         """Kind, temperature, beta and skew of the divergence."""
 
     @abstractmethod
-    def _apart(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
+    def soft_loss(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
         """Returns the mean divergence between the logits of both at the positions that count, times T²."""
 
     @property
@@ -260,7 +260,7 @@ class AlphaObjective(TeacherObjective):
 
     def loss(self, student: Outputs, teacher: Outputs | None, batch: Batch, modules: nn.Module | None = None) -> Tensor:
         """Returns the weighted sum of the divergence and the labels' loss."""
-        kind, temperature, beta, skew = self._divergence
+        kind, temperature, beta, skew = self.divergence_options
         fused = fused_loss(student, teacher, batch, kind, temperature, self.alpha, beta, skew)
         if fused is not None:
             return fused
@@ -284,7 +284,7 @@ class AlphaObjective(TeacherObjective):
         return [taught, WeightedMean((1 - self.alpha) * hard, number_of_labels(batch))]
 
     def _terms(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> tuple[Tensor, Tensor]:
-        kind, temperature, beta, skew = self._divergence
+        kind, temperature, beta, skew = self.divergence_options
         student, teacher, batch = only_at(counted(batch), student, teacher, batch)
         if teacher is not None and teacher.targets is not None:
             return sparse_and_label_loss(
@@ -296,7 +296,7 @@ class AlphaObjective(TeacherObjective):
             return hard.new_zeros(()), hard
         soft = fused_loss(student, teacher, batch, kind, temperature, 1.0, beta, skew)
         if soft is None:
-            soft = self._apart(logits_of(student, "student"), logits_of(teacher, "teacher"), batch)
+            soft = self.soft_loss(logits_of(student, "student"), logits_of(teacher, "teacher"), batch)
         return soft, soft.new_zeros(()) if hard is None else hard
 
 
@@ -330,7 +330,7 @@ class SoftTargets(AlphaObjective):
         return frozenset({self.temperature})
 
     @property
-    def _divergence(self) -> tuple[Divergence, float, float, float]:
+    def divergence_options(self) -> tuple[Divergence, float, float, float]:
         """The forward KL at the temperature."""
         return "forward_kl", self.temperature, 0.5, 0.1
 
@@ -338,7 +338,7 @@ class SoftTargets(AlphaObjective):
         """Refuses targets that were stored for other temperatures."""
         check_temperatures(signals, self.temperature)
 
-    def _apart(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
+    def soft_loss(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
         """Returns the soft term, also of several yes-or-no questions a row."""
         return soft_target_loss(student, teacher, questions(batch), self.temperature, alpha=1.0, mask=counted(batch))
 

@@ -59,7 +59,7 @@ class WordLevel(AlphaObjective):
         return frozenset({self.temperature})
 
     @property
-    def _divergence(self) -> tuple[Divergence, float, float, float]:
+    def divergence_options(self) -> tuple[Divergence, float, float, float]:
         """The divergence with its options."""
         return self.kind, self.temperature, self.beta, self.skew
 
@@ -67,10 +67,10 @@ class WordLevel(AlphaObjective):
         """Refuses targets that were stored for other temperatures, or whose tail does not fit the divergence."""
         check_temperatures(signals, self.temperature, self.kind)
 
-    def _apart(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
+    def soft_loss(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
         """Returns the divergence over the tokens that both have."""
         student, teacher = shared_tokens(student, teacher, self.kind)
-        return divergence(student, teacher, *self._divergence, mask=counted(batch))
+        return divergence(student, teacher, *self.divergence_options, mask=counted(batch))
 
 
 def shared_tokens(student: Tensor, teacher: Tensor, kind: Divergence) -> tuple[Tensor, Tensor]:

@@ -56,6 +56,7 @@ ANSWERS: list[tuple[Any, str | None, bool, str | None, str]] = [
     ("France<|end_of_thought|>Paris", "stop", False, "Paris", ""),
     (OPENED + "France<|end|><|start|>assistant<|channel|>final<|message|>Paris", "stop", False, "Paris", ""),
     ("<think></think>Paris", "stop", False, "Paris", ""),
+    ("<think >a</think >Paris", "stop", False, "Paris", ""),
     ("<think>a</think>Par<think>b</think>is", "stop", False, "Paris", ""),
     ("<think>a<think>b</think>c</think>Paris", "stop", False, "Paris", ""),
     ("a</think>b</think>Paris", "stop", False, "Paris", ""),

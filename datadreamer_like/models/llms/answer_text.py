@@ -160,7 +160,7 @@ def plain_answer(answer: Answer, shaped: bool) -> Answer:
 
 # What open models put around their thoughts, and some servers leave in the text.
 _TAG = re.compile(
-    r"<(?P<slash>/)?(?:seed:)?think>|\[(?P<slash2>/)?THINK\]|◁(?P<slash3>/)?think▷"
+    r"<(?P<slash>/)?(?:seed:)?think\s?>|\[(?P<slash2>/)?THINK\]|◁(?P<slash3>/)?think▷"
     r"|<\|(?:START|(?P<end>END))_THINKING\|>|<\|(?:begin|(?P<end2>end))_of_thought\|>"
     r"|<\|channel\|>(?:analysis|commentary|(?P<final>final))\b[^<]{0,80}<\|message\|>",
     re.IGNORECASE,

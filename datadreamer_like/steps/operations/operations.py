@@ -14,7 +14,14 @@ from datadreamer_like.graph.lazy_table import materialized
 from datadreamer_like.graph.rows import Rows
 
 from ..base.dataset_node import DatasetNode
-from ..base.options import OperationOptions, RunOptions, takes_copy_options, takes_lazy_options, takes_saved_options
+from ..base.options import (
+    OperationOptions,
+    RunOptions,
+    check_known,
+    takes_copy_options,
+    takes_lazy_options,
+    takes_saved_options,
+)
 from . import row_functions, splitting, transforms
 from .sorting import sort
 
@@ -108,7 +115,8 @@ class Operations(DatasetNode, Generic[StepT]):
 
         Args:
             function: Gets a row as a dictionary, or the values of `input_columns`; returns a dictionary of columns to
-                add or replace. With `batched` it gets and returns columns as lists, and may change their length.
+                add or replace. With `batched` it gets and returns columns as lists, and may change their length; rows
+                of the same length are taken to be in the same order, as `trace` follows them.
             with_indices: Pass the row's position (or positions) as the last argument.
             input_columns: Columns whose values are passed as arguments.
             batched: Pass many rows at once.
@@ -201,6 +209,7 @@ class Operations(DatasetNode, Generic[StepT]):
                 grew from one seed is unknown.
             EmptyDataset: There are no rows.
         """
+        check_known(options, OperationOptions.__annotations__, "splits")
         self._known(stratify_by_column)
         sizes = {"train": train_size, "validation": validation_size, "test": test_size}
         args: dict[str, Any] = {"sizes": sizes, "stratify_by_column": stratify_by_column}
