@@ -7,11 +7,13 @@ adds rows; others wait, and find them.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -34,14 +36,25 @@ Ask = Callable[[Sequence[int]], Iterable[tuple[int, Columns]]]
 """Yields the signals of the rows at some positions, in any order."""
 
 
-class SignalStore:
-    """The signals that one teacher gives rows, in a folder that processes may share.
+def row_key(row: Mapping[str, Any], names: Iterable[str]) -> bytes:
+    """Returns the key of a row of token ids: a digest of the fields that decide what a model gives for it."""
+    digest = hashlib.blake2b(digest_size=KEY_BYTES)
+    for name in names:
+        ids = np.asarray(row[name], dtype=np.int32)
+        digest.update(f"{name} {len(ids)} ".encode())
+        digest.update(ids.tobytes())
+    return digest.digest()
 
-    Everything else that decides the signals must be part of the folder's name, which the caller chooses.
+
+class SignalStore:
+    """What one model, such as a teacher, gives rows, in a folder that processes may share.
+
+    Everything else that decides the signals must be part of the folder's name, which the caller chooses; `what` names
+    them in messages.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, what: str = "the teacher's signals") -> None:
+        self.folder, self._what = folder, what
 
     def collect(self, keys: Sequence[bytes], ask: Ask) -> StoredSignals:
         """Returns the signals of rows by their keys, after asking for those that are missing.
@@ -49,10 +62,10 @@ class SignalStore:
         Each key is asked for once, and signals are written in chunks of a few megabytes: a killed process loses at most
         one. Raises `StorageError` if they cannot be written.
         """
-        problem = "The teacher's signals cannot be stored"
+        problem = f"{self._what[0].upper()}{self._what[1:]} cannot be stored"
         with explained(problem, self.folder, everything=True):
             self.folder.mkdir(parents=True, exist_ok=True)
-        with explained(problem, self.folder), locked(self.folder / "lock", "storing the teacher's signals"):
+        with explained(problem, self.folder), locked(self.folder / "lock", f"storing {self._what}"):
             files = self._opened()
             places = files.places()
             missing = {key: row for row, key in reversed([*enumerate(keys)]) if key not in places}
@@ -77,7 +90,7 @@ class SignalStore:
         except NewerFormat:
             raise
         except StorageError as error:
-            logger.warning("%s: the teacher is asked again for all rows", error)
+            logger.warning("%s: %s are made again for all rows", error, self._what)
         # Another process may still read the old files, so they are removed, not cut.
         for file in self.folder.iterdir():
             if file.suffix in (".bin", ".json") or file.name == SEAL_NAME:

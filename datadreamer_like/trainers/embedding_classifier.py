@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self, Unpack
@@ -14,7 +14,8 @@ import transformers
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils.hub import cached_file
 
-from datadreamer_like.distillation import Objective
+from datadreamer_like.distillation import Objective, SignalStore
+from datadreamer_like.distillation.signal_store import row_key
 from datadreamer_like.distillation.tokens import max_tokens
 from datadreamer_like.errors import DefinitionError, MethodMisfit, did_you_mean
 from datadreamer_like.evaluation.columns import SUPERVISED, Columns, named_columns
@@ -28,8 +29,10 @@ from datadreamer_like.formats.classifiers.embedding import (
     EmbeddingForSequenceClassification,
 )
 from datadreamer_like.graph import current_usage
+from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.output import Column
 from datadreamer_like.graph.positions import only_known
+from datadreamer_like.graph.session import current_session
 from datadreamer_like.models.llms.chat_template import AUTO, AutoText
 
 from .classifier import TrainHFClassifier, head_options, label_options, logistic_example, optional_labels
@@ -195,27 +198,32 @@ class TrainEmbeddingClassifier(TrainHFClassifier):
         return Fit(head.metrics, 1.0, history)
 
     def _embeddings(self, run: Run, examples: Examples, split: str) -> np.ndarray[Any, Any]:
-        folder = run.folder / "embeddings"
-        folder.mkdir(parents=True, exist_ok=True)
-        model = run.model.to(run.device).eval()
-        usage, found = current_usage(), []
+        """Returns the embeddings of a split's rows; those of the same tokens are in the session's cache folder."""
+        model, task, usage = run.model.to(run.device).eval(), run.task, current_usage()
         usage.total_rows = len(run.train) + len(run.validation)
         usage.note = f"embedding the {split} rows"
-        for start in range(0, len(examples), _PORTION):
-            size = min(_PORTION, len(examples) - start)
-            file = folder / f"{split}-{start}.npy"
-            part = _read_array(file, size)
-            if part is None:
-                part = np.empty((size, model.classifier.in_features), np.float32)
-                for rows in sorted_batches(examples.lengths[start : start + size], run.training.batch_size):
-                    batch = run.task.collate([examples[start + row] for row in rows])
+
+        def embedded(rows: Sequence[int]) -> Iterator[tuple[int, dict[str, np.ndarray[Any, Any]]]]:
+            for portion in (rows[start : start + _PORTION] for start in range(0, len(rows), _PORTION)):
+                for places in sorted_batches(examples.lengths[list(portion)], run.training.batch_size):
+                    part = [portion[place] for place in places]
+                    batch = task.collate([examples[row] for row in part])
                     inputs = {name: batch[name].to(run.device) for name in ("input_ids", "attention_mask")}
                     with torch.no_grad():
-                        part[rows] = model.embed(**inputs).float().cpu().numpy()
-                _write_array(file, part)
-            usage.add(rows=size)
-            found.append(part)
-        return np.concatenate(found)
+                        values = model.embed(**inputs).float().cpu().numpy()
+                    usage.add(rows=len(part))
+                    yield from zip(part, ({"embedding": value} for value in values), strict=True)
+
+        session = current_session()
+        cache = (session.cache_folder if session is not None else None) or run.folder
+        decides = [self.start or self._origin.identity, model.config.pooling, self.normalize, self.further]
+        name = fingerprint(decides, "the frozen encoder")
+        store = SignalStore(cache / "embeddings" / name, "the embeddings")
+        before = usage.rows
+        keys = [row_key(examples[row], task.read_by_model) for row in range(len(examples))]
+        found = store.collect(keys, embedded).batch(range(len(examples)))["embedding"]
+        usage.add(rows=before + len(examples) - usage.rows)
+        return found.reshape(len(examples), model.classifier.in_features)
 
 
 def stated_pooling(source: str) -> str:
@@ -230,18 +238,3 @@ def stated_pooling(source: str) -> str:
         if stated.get("pooling_mode") == mode or stated.get(flag) is True:
             return pooling
     return "mean"
-
-
-def _read_array(file: Path, rows: int) -> np.ndarray[Any, Any] | None:
-    try:
-        found: np.ndarray[Any, Any] = np.load(file)
-    except (OSError, ValueError):
-        return None
-    return found if len(found) == rows else None
-
-
-def _write_array(file: Path, values: np.ndarray[Any, Any]) -> None:
-    draft = file.with_suffix(".draft")
-    with draft.open("wb") as opened:
-        np.save(opened, values)
-    draft.replace(file)

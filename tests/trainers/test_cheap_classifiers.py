@@ -26,6 +26,7 @@ from datadreamer_like.errors import (
     MethodMisfit,
     StorageError,
 )
+from datadreamer_like.formats.classifiers.embedding import EmbeddingForSequenceClassification
 from datadreamer_like.models.trained.trained_model import TrainedModel
 from datadreamer_like.stages import Compare, Prune, Quantize
 from datadreamer_like.trainers import (
@@ -119,6 +120,28 @@ def test_the_embeddings_are_those_of_the_frozen_encoder(trained, tiny_encoder):
         found = model.embed(batch["input_ids"], batch["attention_mask"])
     mean = torch.stack([row[mask.bool()].mean(0) for row, mask in zip(hidden, batch["attention_mask"], strict=True)])
     torch.testing.assert_close(found.double(), mean / mean.norm(dim=1, keepdim=True), atol=1e-5, rtol=1e-5)
+
+
+def test_a_frozen_encoder_reads_no_text_twice_in_a_session(tiny_encoder, session, monkeypatch):
+    read: list[int] = []
+    embed = EmbeddingForSequenceClassification.embed
+    monkeypatch.setattr(
+        EmbeddingForSequenceClassification, "embed", lambda self, input_ids, attention_mask: (
+            read.append(len(input_ids)), embed(self, input_ids, attention_mask)
+        )[1],
+    )  # fmt: skip
+    rows, other = opinions(40), opinions(16, seed=1)
+
+    def texts_read(name: str, pooling: str = "mean", c: float | None = None) -> int:
+        read.clear()
+        train, validation = (Rows(f"{name} {size}", each).output for size, each in ((40, rows), (16, other)))
+        trainer = TrainEmbeddingClassifier(name, str(tiny_encoder), pooling=pooling)
+        trainer.train(train["text"], train["label"], validation["text"], validation["label"], C=c)
+        return sum(read)
+
+    first = texts_read("It")
+    assert texts_read("Again", c=1.0) == first - len({*rows["text"], *other["text"]})
+    assert texts_read("First", pooling="first") == first
 
 
 @pytest.mark.parametrize("kind", KINDS)

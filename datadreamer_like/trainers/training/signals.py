@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from transformers import PretrainedConfig
 
 from datadreamer_like.distillation import Objective, Outputs, SignalStore, StoredTeacher, check_same_vocabulary
-from datadreamer_like.distillation.signal_store import KEY_BYTES
+from datadreamer_like.distillation.signal_store import row_key
 from datadreamer_like.distillation.signals import Columns, TopK
 from datadreamer_like.distillation.stored_teacher import Described, Generations
 from datadreamer_like.distillation.teacher import eval_mode
@@ -61,7 +61,7 @@ class SignalReader:
         self._check_head(getattr(config.get_text_config(), "vocab_size", self.tokens))
         self._examples = [(split, row) for split in examples.values() for row in range(len(split))]
         self._starts = dict(zip(examples, np.cumsum([0, *map(len, examples.values())]).tolist(), strict=False))
-        self._keys = [self._key(split[row]) for split, row in self._examples]
+        self._keys = [row_key(split[row], task.read_by_model) for split, row in self._examples]
         generated = isinstance(stored.teacher, Generations)
         # Texts of tokens become ids by the student's tokenizer.
         what = [stored.teacher, *self.kinds, task.tokenizer.get_vocab() if generated else None]
@@ -119,14 +119,6 @@ class SignalReader:
                 f"{self.tokens:,}. Token-level distillation needs models with the same vocabulary."
             )
 
-    def _key(self, row: Mapping[str, Any]) -> bytes:
-        digest = hashlib.blake2b(digest_size=KEY_BYTES)
-        for name in self.task.read_by_model:
-            ids = np.asarray(row[name], dtype=np.int32)
-            digest.update(f"{name} {len(ids)} ".encode())
-            digest.update(ids.tobytes())
-        return digest.digest()
-
     def _mask(self, reads: str, batch: Batch) -> torch.Tensor:
         return batch["mask"].bool() if reads == "logits" else self.task.state_mask(batch)
 
@@ -136,7 +128,8 @@ class SignalReader:
         assert isinstance(given, Generations)
         assert isinstance(signals, TopK)
         places = {self._keys[row]: row for row in rows}
-        for key, columns in signals_of_generations(given, signals, self.task, self._key, places):
+        key_of = partial(row_key, names=self.task.read_by_model)
+        for key, columns in signals_of_generations(given, signals, self.task, key_of, places):
             self._asked += 1
             count = len(columns["log_probs"]) // signals.k
             yield places[key], {_POSITIONS: np.asarray([count], dtype=np.int32), **columns}
