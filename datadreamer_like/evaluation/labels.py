@@ -55,7 +55,7 @@ class LabelSet:
             wanted = "a list of labels" if self.multi else "one label"
             raise LabelError(f"{where} has {value!r} in row {row}, where the training rows have {wanted}.")
         found = []
-        for label in value if self.multi else (value,):
+        for label in _several(value, where, row, naming) if self.multi else (value,):
             name = label_name(label, where, row, naming)
             if name not in self.label2id:
                 listed = ", ".join([*self.names[:20], *(["..."] if len(self) > 20 else [])])
@@ -79,7 +79,8 @@ def find_labels(column: Column, where: str, *, optional: bool = False) -> LabelS
     If `optional`, labels may be None; if all are, the set is empty.
 
     Raises:
-        LabelError: A value cannot be a label, labels have mixed types, or all rows have the same.
+        LabelError: A value cannot be a label, labels have mixed types, a list repeats a number, or all rows have the
+            same.
         DataError: A value is missing.
     """
     naming = class_names(column)
@@ -100,7 +101,7 @@ def find_labels(column: Column, where: str, *, optional: bool = False) -> LabelS
         if multi not in (None, is_list):
             raise LabelError(f"{where} has one label in some rows and a list of labels in others (row {row}).")
         multi = is_list
-        for label in value if is_list else (value,):
+        for label in _several(value, where, row, naming) if is_list else (value,):
             label_name(label, where, row, naming)
             kinds.setdefault(type(label), row)
             found.add(label)
@@ -124,6 +125,17 @@ def find_labels(column: Column, where: str, *, optional: bool = False) -> LabelS
         listed = ", ".join(sorted(label_name(label, where, 0, naming) for label in found))
         raise LabelError(f"{where} has the same labels in every row ({listed}), so there is nothing to learn.")
     return LabelSet(names, bool(multi))
+
+
+def _several(labels: Sequence[Any], where: str, row: int, naming: Sequence[str] | None) -> Sequence[Any]:
+    """Returns a row's list of labels, and refuses zeros and ones that stand for the classes in their order."""
+    if naming is None and labels and isinstance(labels[0], int) and len({*labels}) < len(labels):
+        raise LabelError(
+            f"{where} repeats a label in row {row}: {labels!r:.100}. A row lists the labels that it has. If each "
+            "position stands for a class, convert the rows with step.map: "
+            "[names[i] for i, has in enumerate(vector) if has]."
+        )
+    return labels
 
 
 def label_name(label: Any, where: str, row: int, naming: Sequence[str] | None = None) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,6 +14,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
 from datadreamer_like.errors import SessionError, StorageError
 from datadreamer_like.graph.session import current_session
+from datadreamer_like.storage.folders import NO_SPACE
 
 from .card import Readme, readme
 from .folder import ADAPTER, is_weights, library_of, published_files
@@ -192,7 +192,7 @@ def _disk_full_explained() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in NO_SPACE:
             raise
         raise StorageError(
             f'The disk is full: no space in "{tempfile.gettempdir()}" for a shard of the dataset. '

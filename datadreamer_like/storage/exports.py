@@ -149,6 +149,11 @@ def _named(target: Path, draft: Path | None = None) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if not isinstance(error, StorageError) and (draft is None or str(error.filename).startswith(str(draft))):
+        # An error without a number says nothing but its name, once it has one.
+        if (
+            not isinstance(error, StorageError)
+            and error.errno is not None
+            and (draft is None or str(error.filename).startswith(str(draft)))
+        ):
             error.filename = str(target)
         raise

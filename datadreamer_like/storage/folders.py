@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
+import shutil
 import uuid
 import weakref
 from collections.abc import Iterator
@@ -19,7 +21,15 @@ from datadreamer_like.errors import StorageError
 logger = logging.getLogger("datadreamer_like")
 
 _PRESENCE = "session-"
+_MOST_READ = 10_000
 _FLUSHED_AT_ONCE = 8
+# What libraries make of an error of the system: safetensors (Rust), `shutil.copytree`, which lists all.
+_QUOTED = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]")
+# NumPy, torch and faiss only say that not all was written.
+_SHORT = re.compile(r"\d+ requested and \d+ written|PytorchStreamWriter|inline_container|write error in .*\d != \d")
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Numbers of the errors of a disk that is full, or of a quota or limit that is reached."""
 
 
 @contextmanager
@@ -30,23 +40,56 @@ def explained(what: str, path: Path, *, everything: bool = False) -> Iterator[No
     """
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    except Exception as raised:
+        error = raised if isinstance(raised, OSError) else None
+        quoted = _quoted(raised)
+        # Other errors that quote a number may be the user's own.
+        if quoted is not None and (quoted.errno in NO_SPACE or isinstance(raised, shutil.Error)):
+            error = quoted
+        if error is None or isinstance(error, StorageError):
+            raise
+        if error.errno in NO_SPACE:
             raise StorageError(
                 f"{what}: no space left for {path} ({error.strerror}). Completed results are safe; "
                 "free some space and run the script again: it continues."
-            ) from error
+            ) from raised
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise StorageError(
                 f"{what}: no permission for {error.filename or path} ({error.strerror}). "
                 "Choose a folder that you may write to, or change its permissions."
-            ) from error
-        if everything and not isinstance(error, StorageError):
+            ) from raised
+        if everything:
             raise StorageError(
                 f"{what}: {error.filename or path} cannot be used ({error.strerror or error}). "
                 "Check that the path is right and its disk is available, or choose another one."
-            ) from error
+            ) from raised
         raise
+
+
+@contextmanager
+def system_errors() -> Iterator[None]:
+    """Turns errors of libraries that write models inside the block into the `OSError` of the system that they quote."""
+    try:
+        yield
+    except Exception as error:
+        quoted = _quoted(error)
+        if quoted is None:
+            raise
+        raise quoted from error
+
+
+def _quoted(error: Exception) -> OSError | None:
+    """Returns the error of the system that a library's error is about; None for other errors."""
+    if isinstance(error, OSError) and (error.errno is not None or isinstance(error, StorageError)):
+        return None
+    said = str(error)[:_MOST_READ]
+    if (found := _QUOTED.search(said)) is not None:
+        number = int(found[1] or found[2])
+    elif isinstance(error, OSError | RuntimeError) and _SHORT.search(said):
+        number = errno.ENOSPC
+    else:
+        return None
+    return OSError(number, os.strerror(number))
 
 
 def write_file(path: Path, text: str) -> None:

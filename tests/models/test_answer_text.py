@@ -83,6 +83,7 @@ ANSWERS: list[tuple[Any, str | None, bool, str | None, str]] = [
     ("", "tool_calls", False, None, "called a tool"),
     ("Some wor", "error", False, None, "before it was complete"),
     ("Some wor", "insufficient_system_resource", False, None, "before it was complete"),
+    ("I look that up.", "pause_turn", False, None, "not complete"),
     (None, "stop", False, None, "has no text"),
     ([{"type": "refusal", "refusal": "I will not."}], "stop", False, None, "refused to answer: I will not."),
     ("I cannot help.", "refusal", False, None, "refused to answer: I cannot help."),

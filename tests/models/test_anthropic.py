@@ -20,6 +20,7 @@ from datadreamer_like.models import Anthropic
 from datadreamer_like.models.llms.prices import known_prices
 from datadreamer_like.steps import DataSource, Prompt
 
+OVERLOADED = b'{"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}'
 OLD, NEW = "claude-sonnet-4-6", "claude-opus-5-5"
 
 
@@ -208,6 +209,12 @@ def test_a_model_that_refuses_forced_tools_is_asked_for_a_structured_output(tmp_
         assert client(server, tmp_path).run(["a", "b"], schema={"enum": ["yes", "no"]}) == ['"yes"'] * 2
 
 
+@pytest.mark.parametrize("content", ["Paris", ["Par", "is"], [{"type": "text", "text": "Par"}, "is"]])
+def test_a_gateways_content_that_is_no_list_of_blocks_is_its_text(content: Any, tmp_path: Path) -> None:
+    with AnthropicServer(lambda body, before: message() | {"content": content}) as server:
+        assert client(server, tmp_path).run(["a"]) == ["Paris"]
+
+
 def test_half_an_input_is_a_failed_row(tmp_path: Path) -> None:
     with AnthropicServer(lambda body, before: message(tool_use({"name": "Pa"}), stop_reason="max_tokens")) as server:
         (answer,) = client(server, tmp_path).answers(["a"], schema=City)
@@ -228,8 +235,12 @@ def test_half_an_input_is_a_failed_row(tmp_path: Path) -> None:
         Reply(body=b'{"id": "x", "conte'),
         Reply(body=b"[1, 2]"),
         Reply(body=b'{"id": "x", "type": "message"}'),
+        Reply(body=OVERLOADED),
+        Reply(body=b"event: error\ndata: " + OVERLOADED + b"\n\n", headers={"content-type": "text/event-stream"}),
+        error(529, "overloaded_error", "Overloaded", retry_after="inf"),
+        error(529, "overloaded_error", "Overloaded", retry_after="Wed, 21 Oct 2015 07:28:00 GMT"),
     ],
-    ids=["529", "500", "429", "408", "drop", "cut", "list", "empty"],
+    ids=["529", "500", "429", "408", "drop", "cut", "list", "empty", "200", "stream", "endless", "past"],
 )
 def test_trouble_that_passes_is_retried(trouble: Reply, tmp_path: Path) -> None:
     with AnthropicServer(lambda body, before: trouble if before == 0 else message("fine")) as server:
@@ -249,6 +260,7 @@ def test_trouble_that_passes_is_retried(trouble: Reply, tmp_path: Path) -> None:
         ),
         (error(404, "not_found_error", "model: claude-nope"), UnknownModel, "claude-nope"),
         (error(400, "invalid_request_error", "max_tokens: must be at most 64000"), DefinitionError, "max_tokens"),
+        (Reply(body=OVERLOADED.replace(b"overloaded", b"authentication")), AuthenticationFailed, "key: Overloaded"),
     ],
 )
 def test_what_every_row_would_meet_ends_the_run(reply: Reply, kind: Any, match: str, tmp_path: Path) -> None:

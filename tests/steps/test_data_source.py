@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy
+import pandas
 import pytest
 from datasets import Dataset, DatasetDict, IterableDataset
 from PIL import Image
@@ -96,6 +98,10 @@ def test_the_content_of_a_dataset_decides_and_the_order_of_columns(session: Data
         (lambda: iter([{}, {"a": 1}]), DataError, "the rows have no columns"),
         (Dataset.from_dict({"a": []}), EmptyDataset, "no rows"),
         ({"a": "text"}, ArgumentTypeError, 'column "a" is str; expected a list'),
+        ({"a": {"x", "y"}, "b": [1, 2]}, ArgumentTypeError, 'column "a" is set; expected a list'),
+        ({"a": {"x": 1}}, ArgumentTypeError, 'column "a" is dict; expected a list'),
+        ({"a": pandas.DataFrame({"x": [1], "y": [2]})}, ArgumentTypeError, 'column "a" is DataFrame; expected a list'),
+        ({"a": numpy.array(5)}, ArgumentTypeError, 'column "a" is ndarray; expected a list'),
         ([{"a": 1}, "x"], DataError, "row 1 is str"),
         (5, ArgumentTypeError, "data is int"),
         (DatasetDict({"train": Dataset.from_dict({"a": [1]})}), ArgumentTypeError, "with the splits train. Give one"),

@@ -1,11 +1,14 @@
 """Locks end with their process, files are replaced as a whole, and refusals of the disk are explained."""
 
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
 
+import numpy
 import pytest
 
 from datadreamer_like.errors import StorageError
@@ -86,3 +89,37 @@ def test_no_permission_is_one_clear_error(tmp_path):
         explained("Saving", tmp_path),
     ):
         raise PermissionError(13, "Permission denied", str(tmp_path))
+
+
+@pytest.mark.parametrize("library", ["safetensors", "shutil", "numpy", "torch", "faiss"])
+def test_a_full_disk_is_explained_however_a_library_says_it(tmp_path, library):
+    import faiss
+    from safetensors.numpy import save_file
+    from torch import save, zeros
+
+    many = numpy.zeros(20_000)
+    index = faiss.IndexFlatIP(10)
+    index.add(many.reshape(-1, 10).astype("float32"))
+    (tmp_path / "from").mkdir()
+    many.tofile(tmp_path / "from/file")
+    writes = {
+        "safetensors": lambda: save_file({"a": many}, tmp_path / "to"),
+        "shutil": lambda: shutil.copytree(tmp_path / "from", tmp_path / "to"),
+        "numpy": lambda: many.tofile(tmp_path / "to"),
+        "faiss": lambda: faiss.write_index(index, str(tmp_path / "to")),
+        "torch": lambda: save(zeros(20_000), tmp_path / "to"),
+    }
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        with pytest.raises(StorageError, match='"Step": no space left'), explained('"Step"', tmp_path):
+            writes[library]()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("error", [ConnectionError("[Errno 111] Connection refused"), ValueError("see (os error 2)")])
+def test_an_error_of_the_users_own_that_quotes_a_number_stays_as_it_is(tmp_path, error):
+    with pytest.raises(type(error)) as caught, explained('"Step"', tmp_path):
+        raise error
+    assert caught.value is error

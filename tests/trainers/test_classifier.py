@@ -339,6 +339,8 @@ LABEL_COLUMNS = [
     ("None in a list", [["a"], [None, "b"]], None, LabelError, "None in row 1"),
     ("lists of lists", [[["a"]], [["b"]]], None, LabelError, r"\['a'\] in row 0, of type list"),
     ("bytes", [b"a", b"b"], None, LabelError, "of type bytes"),
+    ("zeros and ones", [[0, 1], [1, 1]], None, LabelError, r"repeats a label in row 1: \[1, 1\].*names\[i\]"),
+    ("truth values", [[True, False, True], []], None, LabelError, "repeats a label in row 0"),
 ]
 
 

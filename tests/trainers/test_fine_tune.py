@@ -196,6 +196,7 @@ def test_a_model_is_asked_with_the_template_that_it_was_trained_with(session, ti
     trainer = TrainHFFineTune("LM", str(tiny_causal_lm), chat_prompt_template=template, system_prompt="Be brief.")
     trainer.train(**data(ROWS, ROWS), **{**OPTIONS, "epochs": 2})
     folder = trainer.export_to_disk(tmp_path / "exported")
+    assert [*trainer.export("gguf", to=tmp_path / "gguf").glob("*.gguf")]  # compared on texts of its own
     asked = {"prompts": ["The cat sat"], "max_new_tokens": 8, "temperature": 0.0}
     told = HFTransformers(trainer.model_path, chat_prompt_template=template, system_prompt="Be brief.")
     request = Request("The cat sat", Sampling())

@@ -121,7 +121,7 @@ def unquantized(trained: Any, name: str) -> Any:
             )
         if any(entry.get("learned") for entry in entries):
             return parent
-        found = getattr(parent.node, "source", None)
+        found = _made_from(parent.node)
         if found is None:
             models = [card.name for card in parent.card.parents if card.kind != "step"]
             made_from = f' (it was made from "{models[0]}")' if models else ""
@@ -162,6 +162,12 @@ def is_quantized(config: Any) -> bool:
     return not all(kind_of(entry).trainable for entry in _entries(config))
 
 
+def _made_from(node: Any) -> Any:
+    """Returns the `TrainedModel` that a stage made its model from; None for a trainer, whose source is a path."""
+    source = getattr(node, "source", None)
+    return source if hasattr(source, "node") else None
+
+
 def _entries(config: Any) -> list[Any]:
     return list(_saved(config).get("layouts", []))
 
@@ -191,9 +197,9 @@ def _chosen(name: str, options: Mapping[str, Any]) -> Any:
 def _compared(trained: Any, texts: Iterable[str] | None) -> list[str]:
     """Returns up to 32 texts, evenly spread: those given, else of the calibration column, else a few sentences."""
     node = trained.node
-    while texts is None and hasattr(node, "source"):  # a stage
+    while texts is None and (source := _made_from(node)) is not None:
         columns = node.columns() if hasattr(node, "columns") else {}
-        texts, node = columns.get("calibration"), node.source.node
+        texts, node = columns.get("calibration"), source.node
     found = _SAMPLE if texts is None else [str(text) for text in texts if text]
     if not found:
         raise EmptyDataset(

@@ -25,6 +25,7 @@ _FILTERED = {
 _BROKEN = {"error", "abort", "aborted", "cancelled", "insufficient_system_resource", "network_error"}
 # A text with one of these is whole, or cut off behind its first word.
 _ORDINARY = ("stop", "length", None)
+_PAUSED = {"pause_turn", "pause"}
 _CALLED = {"tool_calls", "tool_call", "tool_use", "function_call"}
 
 
@@ -293,6 +294,11 @@ def _answer_error(
         return ModelError(f"The model refused to answer: {refusal or text or 'no reason is given'}")
     if reason in _BROKEN:
         return MalformedAnswer(f"The server ended the answer before it was complete (finish reason {reason!r}).")
+    if reason in _PAUSED:
+        return ModelError(
+            "The provider paused the answer within the use of its own tools, so it is not complete. Allow fewer uses "
+            "of the tool, or ask for less at once."
+        )
     if not text and not calls:
         if reason in _CUT_OFF or unfinished:
             why = "used up its tokens" if reason in _CUT_OFF else "stopped within its thoughts"

@@ -6,6 +6,7 @@ import itertools
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +18,13 @@ from ..calls.batch_api import BatchAPI
 from ..calls.budget import Ask
 from ..calls.shared_prefix import SharedPrefixes
 from .answer_text import AnswerText, answer_of, answer_text
-from .anthropic_batches import AnthropicBatches
+from .anthropic_batches import AnthropicBatches, reply_error
 from .api_model import APIModel
 from .endpoint import Endpoint, Quirks, shown_address
 from .generation import Answer, GenerationOptions, Prompt, Request, Sampling
 from .image_parts import anthropic_message
 from .prices import Usage, counted, token_count
+from .provider_errors import ErrorInAnswer
 from .received import Received
 from .schema import ANSWER_FIELD, object_schema, strict_schema
 from .thoughts import ANTHROPIC
@@ -45,7 +47,7 @@ FORCED_TOOL_MODELS = SAMPLING_MODELS | {"claude-opus-4-7", "claude-opus-4-8", "c
 """Models that accept a forced tool choice; newer ones refuse it and have structured outputs instead."""
 
 _FINISH_REASONS = {
-    "end_turn": "stop", "stop_sequence": "stop", "tool_use": "stop", "pause_turn": "stop", "max_tokens": "length",
+    "end_turn": "stop", "stop_sequence": "stop", "tool_use": "stop", "max_tokens": "length",
     "model_context_window_exceeded": "length", "refusal": "content_filter",
 }  # fmt: skip
 # The API requires a limit. Reasoning counts as new tokens.
@@ -204,9 +206,13 @@ class Anthropic(APIModel):
             raise MalformedAnswer(f"{address} sent an answer that cannot be read: {error}.") from error
 
     async def send(self, client: Any, parameters: dict[str, Any]) -> tuple[Message, Mapping[str, str]]:
-        """Sends one request."""
+        """Sends one request; what has no content is an error, although its status is that of a success."""
         response = await client.messages.with_raw_response.create(**parameters)
-        return await response.parse(), response.headers
+        message = await response.parse()
+        if getattr(message, "content", None) is None:
+            said = _said(message)
+            raise reply_error(said) or ErrorInAnswer(said, "it has no content")
+        return message, response.headers
 
     def leave_out(self, name: str, unsupported: bool, sent: Mapping[str, Any]) -> bool:
         """Drops the temperature or `top_p`, or asks for structured outputs instead of a tool call."""
@@ -286,7 +292,11 @@ class Anthropic(APIModel):
         if message.stop_reason == "refusal":
             why = getattr(message.stop_details, "explanation", None) or "a safety classifier stopped it"
             return answer_text(None, "stop", refusal=why)
-        parts: list[Any] = list(message.content)
+        from anthropic.types import TextBlock
+
+        content: Any = message.content
+        sent: list[Any] = [content] if isinstance(content, str) else list(content)
+        parts: list[Any] = [TextBlock(type="text", text=part) if isinstance(part, str) else part for part in sent]
         calls = []
         if schema is None and any(part.type == "tool_use" for part in parts):
             thoughts = ANTHROPIC.thoughts([part.to_dict() for part in parts], lambda part: part["type"] == "tool_use")
@@ -302,6 +312,16 @@ class Anthropic(APIModel):
             thinking = [part for part in parts if part.type == "thinking"]
             parts = thinking + [_json_part(part, wrapped) for part in parts if part.type == kind]
         return answer_text(parts or "", _finish_reason(message), shaped=schema is not None, calls=calls)
+
+
+def _said(reply: Any) -> object:
+    """Returns the error that a reply holds: an object of the API, an event of a stream, or a page."""
+    if isinstance(reply, str):
+        data = [line.removeprefix("data:") for line in reply.splitlines() if line.startswith("data:")]
+        with suppress(ValueError):
+            reply = json.loads(data[0] if data else reply)
+    fields = reply.to_dict() if hasattr(reply, "to_dict") else reply
+    return fields.get("error") if isinstance(fields, Mapping) else fields
 
 
 def _finish_reason(message: Message) -> str | None:

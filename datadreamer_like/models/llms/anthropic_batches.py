@@ -17,8 +17,14 @@ logger = logging.getLogger("datadreamer_like")
 _STATUS_OF = {
     "invalid_request_error": 400, "authentication_error": 401, "billing_error": 402, "permission_error": 403,
     "not_found_error": 404, "request_too_large": 413, "rate_limit_error": 429, "timeout_error": 504,
-    "overloaded_error": 529,
+    "api_error": 500, "overloaded_error": 529,
 }  # fmt: skip
+
+
+def reply_error(said: Any) -> RefusedLine | None:
+    """Returns the error that a reply holds, with the status that the API has for its kind; None for an unknown kind."""
+    status = _STATUS_OF.get(str(said.get("type"))) if isinstance(said, dict) else None
+    return None if status is None else RefusedLine(status, said)
 
 
 class MessageModel(Protocol):
@@ -104,7 +110,7 @@ class AnthropicBatches(BatchAPI):
             return LineResult(custom_id, Message.construct(**result["message"]))
         if result["type"] == "errored":
             said = result["error"].get("error") or result["error"]
-            return LineResult(custom_id, error=RefusedLine(_STATUS_OF.get(said.get("type"), 500), said))
+            return LineResult(custom_id, error=reply_error(said) or RefusedLine(500, said))
         return LineResult(custom_id)
 
     def answer(self, replies: Sequence[Any], sampling: Sampling) -> Answer:

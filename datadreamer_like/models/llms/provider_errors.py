@@ -126,10 +126,10 @@ _UNSUPPORTED = re.compile(
 
 
 class ErrorInAnswer(Exception):
-    """An answer with the status of a success that holds an error; `body` is what it says."""
+    """An answer with the status of a success that holds an error; `body` is what it says, else `lacks` is."""
 
-    def __init__(self, body: object) -> None:
-        super().__init__("it has no choices")
+    def __init__(self, body: object, lacks: str = "it has no choices") -> None:
+        super().__init__(lacks)
         self.body = body
         code = body.get("code") if isinstance(body, Mapping) else None
         self.code = code if isinstance(code, str) else None

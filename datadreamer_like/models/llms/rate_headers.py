@@ -13,7 +13,7 @@ from typing import Any
 from ..calls.pace import Reported
 
 # OpenAI's and Groq's form: "6m0.5s", "8ms"
-_DURATION = re.compile(r"(?=\d)(?:(\d+)h)?(?:(\d+)m(?!s))?(?:([\d.]+)s)?(?:([\d.]+)ms)?")
+_DURATION = re.compile(r"(?=\d)(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+\.?\d*)s)?(?:(\d+\.?\d*)ms)?")
 
 
 def retry_after(response: Any) -> float | None:
@@ -27,7 +27,9 @@ def retry_after(response: Any) -> float | None:
     for name, divisor in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
         value = headers.get(name, "")
         with suppress(ValueError):
-            return max(0.0, float(value) / divisor)
+            seconds = float(value) / divisor
+            if math.isfinite(seconds):
+                return max(0.0, seconds)
         with suppress(ValueError):
             return _seconds_until(parsedate_to_datetime(value), headers)
     return seconds_until_renewed(headers)

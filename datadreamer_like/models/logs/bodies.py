@@ -16,7 +16,7 @@ from .logged_tools import answer_calls, calls_in, with_thoughts
 Body = Mapping[str, Any]
 
 _FINISH_REASONS = {
-    "end_turn": "stop", "stop_sequence": "stop", "tool_use": "stop", "pause_turn": "stop", "max_tokens": "length",
+    "end_turn": "stop", "stop_sequence": "stop", "tool_use": "stop", "max_tokens": "length",
     "model_context_window_exceeded": "length", "refusal": "content_filter", "max_output_tokens": "length",
     "completed": "stop",
 }  # fmt: skip

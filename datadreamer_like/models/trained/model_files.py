@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import datetime
-import errno
 import json
-import os
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 from datadreamer_like.graph import Card
@@ -64,23 +60,6 @@ def check_weights(folder: Path) -> None:
         f"To use the file as it is, delete {CARD_NAME}."
     )
     check_states(folder, states, "it was saved", advice)
-
-
-@contextmanager
-def system_errors() -> Iterator[None]:
-    """Turns errors of libraries that write models inside the block into the `OSError` of the system that they quote."""
-    try:
-        yield
-    except OSError:
-        raise
-    except Exception as error:
-        # safetensors quotes the number; torch's writer of archives only says that it failed.
-        number = re.search(r"\(os error (\d+)\)", str(error))
-        if number is not None:
-            raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
-        if isinstance(error, RuntimeError) and re.search(r"PytorchStreamWriter|inline_container", str(error)):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
-        raise
 
 
 def damage_of(folder: Path) -> str | None:

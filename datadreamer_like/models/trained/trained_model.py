@@ -18,7 +18,7 @@ from ..model import free_memory
 from .confidence import CONFIDENCE_NAME, Confidence
 from .hf_source import forget_gguf, hf_source, loading, local_folder
 from .model_facts import Task, count_parameters, dtype_name, task_of
-from .model_files import check_weights, files_identity, model_files, model_folder, read_card, system_errors, write_card
+from .model_files import check_weights, files_identity, model_files, model_folder, read_card, write_card
 from .predictions import (
     Answers,
     Predictions,
@@ -103,7 +103,7 @@ class TrainedModel:
         A compressed model keeps its layout; the card is saved with its lineage.
         """
         folder = Path(folder)
-        with explained("Saving a model", folder), system_errors():
+        with explained("Saving a model", folder):
             cast("PreTrainedModel", model).save_pretrained(str(folder))
             if tokenizer is not None:
                 tokenizer.save_pretrained(str(folder))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, Unpack
@@ -235,7 +235,7 @@ def _check(name: str, data: Any) -> None:
     if isinstance(data, Mapping):
         _check_names(name, data)
         for key, column in data.items():
-            if isinstance(column, str | bytes) or not hasattr(column, "__len__"):
+            if not _is_column(column):
                 raise ArgumentTypeError(
                     f'"{name}": column "{key}" is {type(column).__name__}; expected a list of its values.'
                 )
@@ -258,6 +258,13 @@ def _check(name: str, data: Any) -> None:
         )
     if empty:
         raise EmptyDataset(f'"{name}" has no rows: its data is empty. Give at least one.')
+
+
+def _is_column(value: Any) -> bool:
+    """Whether a value has an order and one value a row: a set has no order, and a table's length is not of its list."""
+    if isinstance(value, str | bytes | bytearray | Set | Mapping) or hasattr(value, "columns"):
+        return False
+    return hasattr(value, "__len__") and getattr(value, "ndim", 1) > 0
 
 
 def _check_row(name: str, index: int, row: Any) -> None:

@@ -21,8 +21,9 @@ from datadreamer_like.evaluation.tasks.texts import Texts
 from datadreamer_like.graph.positions import by_position
 from datadreamer_like.models.llms.chat_template import AUTO
 from datadreamer_like.models.trained.hf_source import hf_source, loading
-from datadreamer_like.models.trained.model_files import system_errors, write_card
+from datadreamer_like.models.trained.model_files import write_card
 from datadreamer_like.models.trained.trained_model import TrainedModel
+from datadreamer_like.storage.folders import system_errors
 
 from .devices import training_device
 from .embedding_teachers import embeddings, margin_targets, principal_directions, vector_targets

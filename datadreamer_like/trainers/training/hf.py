@@ -35,10 +35,10 @@ from datadreamer_like.models.trained.hf_source import (
     hf_source,
     loading,
 )
-from datadreamer_like.models.trained.model_files import system_errors
 from datadreamer_like.models.trained.model_node import as_trained_model
 from datadreamer_like.models.trained.trained_model import TrainedModel
 from datadreamer_like.pruning import masks, reapply
+from datadreamer_like.storage.folders import system_errors
 
 from ..trainer import Trainer
 from .adapters import check_merge, merged, prepared_codes, qlora_configs, with_adapter

@@ -24,9 +24,9 @@ from datadreamer_like.errors import DataDreamerError, DefinitionError, MethodMis
 from datadreamer_like.evaluation.tasks.examples import Examples, ShuffledBatches, sorted_batches
 from datadreamer_like.evaluation.tasks.task import Batch, Task
 from datadreamer_like.formats.quantizer import untrainable
-from datadreamer_like.models.trained.model_files import system_errors
 from datadreamer_like.pruning import masks, reapply
 from datadreamer_like.pruning.while_training import ScoredMask
+from datadreamer_like.storage.folders import system_errors
 
 from .callbacks import EarlyStop, KeepZeros, Report
 from .checkpoints import CHECKPOINTS, Seal, newest_checkpoint

@@ -28,8 +28,8 @@ from datadreamer_like.errors import MethodMisfit, ModelError
 from datadreamer_like.graph import Node, current_usage
 from datadreamer_like.graph.usage import Usage, counting
 from datadreamer_like.models.quiet import quiet
-from datadreamer_like.models.trained.model_files import system_errors
 from datadreamer_like.models.trained.model_node import ModelNode
+from datadreamer_like.storage.folders import system_errors
 
 from .checkpoints import CHECKPOINTS, newest_checkpoint
 from .loop import Fit, Run, fit
