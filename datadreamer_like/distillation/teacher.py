@@ -95,7 +95,8 @@ def check_teacher(teacher: object) -> None:
     if missing := [name for name in ("model", "tokenizer") if getattr_static(teacher, name, ...) is ...]:
         raise ArgumentTypeError(
             f"A {type(teacher).__name__} cannot be a teacher: it has no {' and no '.join(missing)}. Pass a trainer, a "
-            "stage, a TrainedModel, or distillation.TeacherModel(model, tokenizer)."
+            "stage, a TrainedModel, or distillation.TeacherModel(model, tokenizer). A column of probabilities teaches "
+            "as train_output."
         )
 
 

@@ -78,7 +78,8 @@ class TrainEmbeddingClassifier(TrainHFClassifier):
         super().__init__(name, model_name, **options)
         if self.peft_config is not None:
             raise DefinitionError(
-                f"{type(self).__name__}: the encoder is frozen, so there is no adapter to train. Leave peft_config out."
+                f"{type(self).__name__}: the encoder is frozen, so there is no adapter to train. Leave peft_config and "
+                "qlora out."
             )
         if pooling is not AUTO and pooling not in POOLINGS:
             raise DefinitionError(

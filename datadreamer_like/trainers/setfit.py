@@ -71,8 +71,8 @@ class TrainSetFitClassifier(TrainEmbeddingClassifier):
                 f'{type(self).__name__}: multi_target_strategy "{multi_target_strategy}" is not available; each '
                 'label is a decision of its own here. Leave it out, or pass "one-vs-rest".'
             )
-        if options.get("peft_config") is not None:
-            raise DefinitionError(f"{type(self).__name__} trains no adapter. Leave peft_config out.")
+        if options.get("peft_config") is not None or options.get("qlora"):
+            raise DefinitionError(f"{type(self).__name__} trains no adapter. Leave peft_config and qlora out.")
         super().__init__(name, model_name, **options)
 
     @classmethod

@@ -79,7 +79,7 @@ class TrainStaticClassifier(TrainHFClassifier):
         super().__init__(name, model_name, **options)
         who = type(self).__name__
         if self.peft_config is not None:
-            raise DefinitionError(f"{who}: there is no adapter to train. Leave peft_config out.")
+            raise DefinitionError(f"{who}: there is no adapter to train. Leave peft_config and qlora out.")
         for argument, value, least in (
             ("dimensions", dimensions, 1),
             ("vocabulary", vocabulary, 1),

@@ -112,7 +112,7 @@ def test_an_ensemble_is_the_weighted_mean_of_probabilities_matched_by_name():
             Ensemble([first, other], weights=weights)
     with pytest.raises(DefinitionError, match="at least one teacher"):
         Ensemble([])
-    with pytest.raises(ArgumentTypeError, match="cannot be a teacher"):
+    with pytest.raises(ArgumentTypeError, match="cannot be a teacher.*column of probabilities teaches as train_output"):
         Ensemble(["first"])  # type: ignore[list-item]
 
 

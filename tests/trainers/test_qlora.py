@@ -6,22 +6,37 @@ import warnings
 from typing import Any
 
 import pytest
+import tiny_models
 import torch
 from peft import LoraConfig, PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from safetensors.torch import load_file
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BertForMaskedLM,
+    BitsAndBytesConfig,
+    DistilBertConfig,
+    DistilBertModel,
+)
 
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError
 from datadreamer_like.trainers import (
+    TrainEmbeddingClassifier,
     TrainHFClassifier,
     TrainHFDPO,
     TrainHFFineTune,
     TrainHFGRPO,
+    TrainHFMaskedLM,
     TrainHFPPO,
     TrainHFRewardModel,
-)  # fmt: skip
+    TrainHFTokenClassifier,
+    TrainSentenceTransformer,
+    TrainSetFitClassifier,
+    TrainStaticClassifier,
+)
 from datadreamer_like.trainers.training.adapters import prepared_codes, with_adapter
 
-from .conftest import Rows
+from .conftest import Rows, opinions
 from .test_dpo import PAIRS, columns
 from .test_reward_model import pairs
 
@@ -115,6 +130,76 @@ def test_every_trainer_takes_it(session, tiny_causal_lm, tiny_encoder, data, kin
         trainer.train(**prompts(), reward_model=count_of_t, num_generations=2, beta=0.1, **SAMPLED)
     assert not getattr(trainer.model, "is_quantized", False)
     assert all(torch.isfinite(weight).all() for weight in trainer.model.parameters())
+
+
+@pytest.mark.parametrize("adapter", [{"qlora": True}, {"peft_config": LoraConfig(r=4, target_modules="all-linear")}])
+def test_a_linear_head_is_trained_whole_and_the_rest_by_the_adapter(session, tiny_encoder, tmp_path, adapter):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_encoder)
+    sizes = {"vocab_size": len(tokenizer), "dim": 32, "hidden_dim": 64, "n_layers": 2, "n_heads": 2}
+    model = tiny_models.made(DistilBertModel, DistilBertConfig(**sizes, max_position_embeddings=32))
+    folder = str(tiny_models.save(model, tokenizer, tmp_path / "distilbert"))
+    reviews = opinions(24)
+    spans = [[{"start": 0, "end": len(text.split()[0]), "label": "word"}] for text in reviews["text"]]
+    rows = Rows("Reviews", {"text": reviews["text"], "label": reviews["label"], "spans": spans})
+    few: dict[str, Any] = {"epochs": 2, "batch_size": 8, "learning_rate": 1e-2}
+    text, label, spans_column = (rows.output[name] for name in ("text", "label", "spans"))
+    tags = TrainHFTokenClassifier("Spans", folder, **adapter).train(text, spans_column, text, spans_column, **few)
+    assert tags.metrics["token_accuracy"] > 0.7
+    classes = TrainHFClassifier("Classes", folder, **adapter).train(text, label, text, label, **few)
+    found = classes.predict(reviews["text"]).labels
+    right = sum(a == b for a, b in zip(found, reviews["label"], strict=True))
+    assert classes.metrics["accuracy"] == pytest.approx(right / 24)
+    exported = classes.export_to_disk(tmp_path / "adapter", adapter_only=True)
+    learned = {name.split(".lora")[0] for name in load_file(exported / "adapter_model.safetensors")}
+    heads = {
+        f"base_model.model.{head}.{part}" for head in ("pre_classifier", "classifier") for part in ("weight", "bias")
+    }
+    assert heads <= learned
+    assert "base_model.model.distilbert.transformer.layer.0.attention.q_lin" in learned
+    before, after = model.get_input_embeddings(), classes.model.get_input_embeddings()
+    assert torch.equal(before.weight, after.weight)
+
+
+def test_a_masked_language_model_keeps_its_tied_head_and_gives_its_encoder_a_new_pooler(
+    session, tiny_encoder, tmp_path
+):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_encoder)
+    tokenizer.add_special_tokens({"mask_token": "[MASK]"})
+    folder = str(tiny_models.save(tiny_models.bert(tokenizer, BertForMaskedLM), tokenizer, tmp_path / "masked"))
+    reviews = opinions(16)
+    text, label = (Rows("Reviews", reviews).output[name] for name in ("text", "label"))
+    few: dict[str, Any] = {"epochs": 2, "batch_size": 8, "learning_rate": 1e-2}
+    masked = TrainHFMaskedLM("Masked", folder, qlora=True).train(text, text, **few)
+    assert masked.model.get_output_embeddings().weight is masked.model.get_input_embeddings().weight
+    assert masked.curves[-1]["eval_loss"] != masked.curves[0].get("eval_loss")
+    own = {
+        "quantization_config": BitsAndBytesConfig(load_in_4bit=True),
+        "peft_config": LoraConfig(target_modules="all-linear"),
+    }
+    for adapter in ({"qlora": True}, own):
+        trainer = TrainHFClassifier("Classes", folder, **adapter).train(text, label, text, label, **few)
+        found = trainer.predict(reviews["text"]).labels
+        right = sum(a == b for a, b in zip(found, reviews["label"], strict=True))
+        assert trainer.metrics["accuracy"] == pytest.approx(right / 16)
+
+
+def test_an_embedder_is_saved_as_it_was_scored(session, tiny_encoder):
+    reviews = opinions(16)["text"]
+    text = Rows("Reviews", {"text": reviews}).output["text"]
+    teacher = TrainSentenceTransformer("Teacher", str(tiny_encoder))
+    teacher.train_with_positive_pairs(text, text, text, text, epochs=1)
+    student = TrainSentenceTransformer("Student", str(tiny_encoder), qlora=True)
+    options: dict[str, Any] = {"epochs": 3, "batch_size": 8, "learning_rate": 1e-2}
+    student.train_with_teacher(text, text, teacher=teacher, **options)
+    ours, theirs = (torch.tensor(each.model.encode(reviews)) for each in (student, teacher))
+    assert student.metrics["loss"] == pytest.approx(float((ours - theirs).square().mean()), rel=1e-2)
+    assert student.curves[-1]["eval_loss"] == pytest.approx(student.metrics["loss"], rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", [TrainSetFitClassifier, TrainEmbeddingClassifier, TrainStaticClassifier])
+def test_trainers_without_an_adapter_refuse_it_by_its_name(tiny_encoder, kind):
+    with pytest.raises(DefinitionError, match="no adapter.*Leave peft_config and qlora out"):
+        kind("A", str(tiny_encoder), qlora=True)
 
 
 def test_a_config_of_ones_own_replaces_its_part(tiny_causal_lm):

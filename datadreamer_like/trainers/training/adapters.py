@@ -14,14 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
+from transformers.quantizers.base import get_keys_to_not_convert
 
 from datadreamer_like.errors import DefinitionError, MethodMisfit
 from datadreamer_like.formats import dequantize
 
 logger = logging.getLogger("datadreamer_like")
 
-_HEADS = ("lm_head", "embed_out", "score", "classifier", "pre_classifier", "classification_head")
-"""Names of heads: that of a language model keeps its precision, and those of a classifier are trained as they are."""
+_POOLERS = ("pooler", "pooler.dense")  # which checkpoints of masked language models lack
+_TRAINED_HEADS = ("SEQ_CLS", "TOKEN_CLS")  # types of task whose heads peft trains in addition
 
 _NOISE = 0.1
 _TOLERANCE = 0.01  # relative to the largest logit; a lost adapter changes logits by more
@@ -42,9 +43,25 @@ def qlora_configs(dtype: torch.dtype | None) -> tuple[Any, Any]:
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype or torch.float32,
-        llm_int8_skip_modules=list(_HEADS),
     )
     return quantized, LoraConfig(r=16, lora_alpha=16, lora_dropout=0.05, target_modules="all-linear")
+
+
+def keeping_heads(quantization: Any, make_model: Callable[[], Any]) -> Any:
+    """Returns a config of bitsandbytes that leaves a model's heads and poolers as they are; others unchanged.
+
+    `make_model` makes a model of the kind, of which only the names are used. The head of a language model shares
+    weights, those of a classifier are trained whole, and new weights have no codes. A config that names modules to
+    leave out stays as it is too.
+    """
+    if type(quantization).__name__ != "BitsAndBytesConfig" or quantization.llm_int8_skip_modules is not None:
+        return quantization
+    with torch.device("meta"):
+        empty = make_model()
+    found = copy.deepcopy(quantization)
+    kept = {*_heads(empty), *get_keys_to_not_convert(empty), *_POOLERS}
+    found.llm_int8_skip_modules = sorted(kept)
+    return found
 
 
 def prepared_codes(model: Any) -> Any:
@@ -72,6 +89,8 @@ def with_adapter(model: Any, config: Any, task_type: str | None) -> Any:
 
     config = copy.deepcopy(config)
     config.task_type = config.task_type or task_type
+    if config.task_type in _TRAINED_HEADS and getattr(config, "target_modules", None) == "all-linear":
+        _train_heads(model, config)
     with _quiet_peft():
         try:
             adapted = get_peft_model(model, config)
@@ -96,13 +115,16 @@ def merged(adapted: Any, saved: Path | None = None) -> Any:
     """
     dequantize(adapted)
     with _quiet_peft():
-        if (
-            saved is not None
-            and "bnb" in type(getattr(adapted.get_base_model(), "hf_quantizer", None)).__name__.lower()
-        ):
+        # A model of transformers may be inside another one, as in embedders.
+        parts = [each for each in adapted.get_base_model().modules() if hasattr(each, "hf_quantizer")]
+        coded = [each for each in parts if "bnb" in type(each.hf_quantizer).__name__.lower()]
+        if saved is not None and coded:
             from peft import PeftModel
 
-            adapted = PeftModel.from_pretrained(adapted.unload().dequantize(torch.float32), str(saved))
+            base = adapted.unload()
+            for each in coded:
+                each.dequantize(torch.float32)
+            adapted = PeftModel.from_pretrained(base, str(saved))
         model: Any = adapted.merge_and_unload()
     tied = dict(getattr(model, "all_tied_weights_keys", None) or {})
     if not all(_same(model, *pair) for pair in tied.items()):
@@ -117,6 +139,23 @@ def merged(adapted: Any, saved: Path | None = None) -> Any:
     elif tied:
         model.tie_weights()
     return model
+
+
+def _train_heads(model: Any, config: Any) -> None:
+    """Has linear heads trained as they are: "all-linear" names them too, and peft fails on a head that is both."""
+    heads = [name for name in _heads(model) if isinstance(getattr(model, name), nn.Linear)]
+    left_out = config.exclude_modules or []
+    if isinstance(left_out, str):
+        config.exclude_modules = "|".join((f"(?:{left_out})", *heads))
+    else:
+        config.exclude_modules = sorted({*left_out, *heads})
+    config.modules_to_save = sorted({*(config.modules_to_save or ()), *heads})
+
+
+def _heads(model: Any) -> list[str]:
+    """Returns the names of the parts of a model in addition to its base model."""
+    base = model.base_model
+    return [] if base is model else [name for name, part in model.named_children() if part is not base]
 
 
 def check_merge(

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 from functools import cached_property, partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, Self, Unpack
+from typing import Any, ClassVar, Self, Unpack, cast
 
 import torch
 import transformers
@@ -41,7 +41,7 @@ from datadreamer_like.pruning import masks, reapply
 from datadreamer_like.storage.folders import system_errors
 
 from ..trainer import Trainer
-from .adapters import check_merge, merged, prepared_codes, qlora_configs, with_adapter
+from .adapters import check_merge, keeping_heads, merged, prepared_codes, qlora_configs, with_adapter
 from .curves import read_curves, write_curves
 from .devices import check_devices, named_devices, training_device
 from .loop import Fit, Run, fit
@@ -139,8 +139,7 @@ class HFTrainer(Trainer):
                 forget_gguf(unpacked)
                 unpacked.save_pretrained(str(source))
             options["quantization_config"] = quantization
-        model: PreTrainedModel = load(source, **options)
-        return model
+        return cast("PreTrainedModel", load(source, **options))
 
     def peft_task(self, config: PretrainedConfig) -> str | None:
         """Returns the task type of an adapter, by peft's name."""
@@ -312,9 +311,8 @@ class HFTrainer(Trainer):
 
     def hub_options(self) -> dict[str, Any]:
         """Returns the arguments of `from_pretrained` for fetching the model."""
-        passed: dict[str, Any] = {key: value for key, value in self.further.items() if key in HOW_FETCHED}
         options = {"revision": self.revision or "main", "trust_remote_code": self.trust_remote_code}
-        return {**options, **passed, **self._origin.options}
+        return options | {k: value for k, value in self.further.items() if k in HOW_FETCHED} | self._origin.options
 
     def load_options(self) -> dict[str, Any]:
         """Returns the arguments of `from_pretrained`."""
@@ -322,7 +320,9 @@ class HFTrainer(Trainer):
         # Full fine-tuning in mixed precision keeps its weights in float32.
         options["dtype"] = self.dtype if self.peft_config is not None and self.dtype is not None else torch.float32
         if self.quantization_config is not None:
-            options["quantization_config"] = self.quantization_config
+            config = transformers.AutoConfig.from_pretrained(self.source, **self.hub_options())
+            empty = partial(self.auto_class(config).from_config, config, trust_remote_code=self.trust_remote_code)
+            options["quantization_config"] = keeping_heads(self.quantization_config, empty)
         return options
 
     def _with_adapter(self, model: Any, task: Task, train: Examples) -> Any:

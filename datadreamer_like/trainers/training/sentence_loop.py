@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from safetensors.torch import load_model, save_model
-from torch import nn
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from datadreamer_like.errors import require_extra
 
@@ -39,7 +39,7 @@ def fit_embedder(run: Run, loss: nn.Module, evaluator: Any = None) -> Fit:
 
 
 class _SentenceLoop(LoopOverExamples, SentenceTransformerTrainer):
-    """The library's loop over tokenized rows; a checkpoint has the weights of the loss, the model's among them."""
+    """The library's loop over tokenized rows; a checkpoint has the trained weights of the loss and its model."""
 
     def __init__(self, run: Run, **options: Any) -> None:
         super().__init__(
@@ -65,11 +65,19 @@ class _SentenceLoop(LoopOverExamples, SentenceTransformerTrainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         folder = Path(str(output_dir or self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
-        save_model(cast("nn.Module", self.loss), str(folder / _WEIGHTS_NAME))
+        save_file(_trained(cast("nn.Module", self.loss)), str(folder / _WEIGHTS_NAME))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        load_model(cast("nn.Module", self.loss), str(Path(resume_from_checkpoint) / _WEIGHTS_NAME))
+        loss = cast("nn.Module", self.loss)
+        loss.load_state_dict(load_file(str(Path(resume_from_checkpoint) / _WEIGHTS_NAME)), strict=False)
 
     def _load_best_model(self) -> None:
         if self.state.best_model_checkpoint:
             self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+
+def _trained(loss: nn.Module) -> dict[str, Tensor]:
+    """Returns the weights that training changes, each once: no codes below an adapter, which could not be loaded."""
+    buffers = {name: buffer for name, buffer in loss.named_buffers() if name in loss.state_dict()}
+    trained = {name: weight.detach() for name, weight in loss.named_parameters() if weight.requires_grad}
+    return {name: each.contiguous() for name, each in {**buffers, **trained}.items()}
