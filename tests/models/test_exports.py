@@ -219,6 +219,14 @@ def test_quantized_graphs_are_smaller_and_near(classifier, graphs):
         assert np.isfinite(student.logits(TEXTS)).all()
 
 
+def test_a_graph_of_a_model_in_16_bits_is_compared_with_its_weights_and_not_with_its_rounding(classifier, tmp_path):
+    halved = quantization.Cast("bfloat16").apply(classifier.model)
+    student = TrainedModel.save(halved, classifier.tokenizer, tmp_path / "model")
+    folder = student.export("onnx", to=tmp_path / "graph", texts=TEXTS)
+    assert Exported.read(folder).distance < 1e-3
+    assert TrainedModel.load(folder, runtime="onnx").predict(TEXTS).labels == student.predict(TEXTS).labels
+
+
 def test_a_graph_runs_without_the_fusion_that_is_slower_than_its_parts(graphs, tmp_path):
     import onnx
     import onnxruntime
