@@ -62,7 +62,13 @@ def on_device(batch: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor
     """Returns the batch on the device of the model's parameters; raises what `check_batch` does."""
     check_batch(batch, model)
     device = next(model.parameters()).device
-    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+
+    def moved(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return (value.clone() if value.is_inference() else value).to(device)  # the former have no gradients
+
+    return {name: moved(value) for name, value in batch.items()}
 
 
 def loss_on(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:

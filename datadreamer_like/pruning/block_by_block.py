@@ -8,7 +8,7 @@ from torch import nn
 
 from datadreamer_like.compression import Batches, CompressionMethod
 from datadreamer_like.compression.calibration import Block, walk_blocks
-from datadreamer_like.compression.method import already_quantized
+from datadreamer_like.compression.method import already_quantized, why_shared
 from datadreamer_like.formats import mark_sparse
 from datadreamer_like.formats.modules import block_linears, weight_of
 
@@ -37,7 +37,8 @@ class PrunesBlockByBlock(CompressionMethod):
         found = block_linears(model, self.exclude)
         if not found:
             return "it has no list of blocks with linear layers. Use pruning.Magnitude."
-        return why_indivisible({name: weight_of(layer) for name, layer in found.items()}, self.pattern)
+        weights = {name: weight_of(layer) for name, layer in found.items()}
+        return why_shared(model, found) or why_indivisible(weights, self.pattern)
 
     def change(self, model: nn.Module, calibration: Batches | None) -> None:
         """Prunes the blocks in order, in place."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from datadreamer_like.compression import Batches
 from datadreamer_like.compression.calibration import walk_blocks
 from datadreamer_like.compression.hessian import check_damping, input_hessians, inverse_factor
+from datadreamer_like.compression.method import check_switch
 from datadreamer_like.formats.modules import replace_modules, weight_of
 from datadreamer_like.formats.uniform import UniformLinear
 from datadreamer_like.kernels import group_quantize, group_scales
@@ -56,6 +57,7 @@ class GPTQ(GroupQuantization):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_damping(self.damping)
+        check_switch("act_order", self.act_order)
 
     def change(self, model: nn.Module, calibration: Batches | None) -> None:
         """Quantizes the blocks in order, in place."""

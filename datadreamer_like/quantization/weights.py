@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from datadreamer_like.compression import Batches, CompressionMethod
-from datadreamer_like.compression.method import check_patterns, why_unquantizable
+from datadreamer_like.compression.method import check_patterns, why_shared, why_unquantizable
 from datadreamer_like.formats import CodedModule, Entry, add_layout
 from datadreamer_like.formats.modules import block_linears, linears, output_heads, replace_modules, stacks, weight_of
 from datadreamer_like.formats.uniform import UniformLinear
@@ -54,7 +54,7 @@ class WeightQuantization(CompressionMethod):
     def fits(self, model: nn.Module) -> str | None:
         """Any module with linear layers that are not quantized yet and share no weight, its adapters merged."""
         chosen = self.chosen(model)
-        return why_unquantizable(model, chosen, "nn.Linear or Conv1D") or _why_shared(model, chosen)
+        return why_unquantizable(model, chosen, "nn.Linear or Conv1D") or why_shared(model, chosen)
 
     def change(self, model: nn.Module, calibration: Batches | None) -> None:
         """Replaces the layers in place; calibration data are not used."""
@@ -109,19 +109,3 @@ class GroupQuantization(WeightQuantization):
     def layout(self, made: Mapping[str, Any]) -> Entry:
         """Returns a "uniform" entry."""
         return uniform_layout(made, self.bits, self.group_size)
-
-
-def _why_shared(model: nn.Module, chosen: Mapping[str, nn.Module]) -> str | None:
-    """The reason why a layer cannot be quantized by itself: another module has the same weight; None if none has."""
-    owners: dict[int, list[str]] = {}
-    for name, module in model.named_modules():
-        for parameter in module.parameters(recurse=False):
-            owners.setdefault(id(parameter), []).append(name)
-    for name, module in chosen.items():
-        others = [other for other in owners[id(module.weight)] if other != name]
-        if others:
-            return (
-                f'"{name}" is tied to "{others[0]}": both have one weight, which would be stored twice. '
-                f'Exclude it, as in exclude=("{name}",), or give the two weights of their own first.'
-            )
-    return None
