@@ -139,6 +139,10 @@ class CompressionMethod(ABC):
             raise ArgumentTypeError(f"calibration must be an iterable of batches, not {calibration!r:.100}.")
 
 
+ONE_LAYER = "it is itself the layer to change. Put it into a module, such as nn.Sequential(layer)."
+"""Why methods that replace or measure the layers of a model do not fit one layer."""
+
+
 def already_quantized(model: nn.Module) -> str | None:
     """The reason why a method that needs the original weights does not fit a quantized model; None for others."""
     if has_codes(model):
@@ -147,7 +151,9 @@ def already_quantized(model: nn.Module) -> str | None:
 
 
 def why_unquantizable(model: nn.Module, chosen: Collection[str], kinds: str) -> str | None:
-    """The reason why a model cannot be quantized, since no layer of these kinds was chosen; or None."""
+    """The reason why a model cannot be quantized: no layer of these kinds was chosen, or it is one itself; or None."""
+    if "" in chosen:
+        return ONE_LAYER
     if not chosen and has_codes(model):
         return "it is quantized already. Start from the model as it was before."
     return None if chosen else f"it has no {kinds} that this method may quantize."

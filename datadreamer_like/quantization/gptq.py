@@ -28,7 +28,7 @@ class GPTQ(GroupQuantization):
     Transformers", arXiv:2210.17323. For the Hessian `H = (2/n) XᵀX` of a layer's inputs and `H⁻¹ = UᵀU`, rounding the
     weights of input j by δ changes those of the inputs after it by `-δ U_j,: / U_jj`, so that the layer's squared
     output error grows least. Blocks of the model are quantized in order, each on what the quantized ones before it put
-    out. Some 128 sequences of calibration text are enough.
+    out; a module without a list of blocks counts as one. Some 128 sequences of calibration text are enough.
 
     The grid is that of `AbsMax(bits, granularity=group_size)`, to which it is equal where inputs are uncorrelated. Only
     weights are quantized: this saves memory, not time. A result with 4 bits can be exported with these codes to GPTQ's
@@ -64,12 +64,12 @@ class GPTQ(GroupQuantization):
         chosen = self.chosen(model)
         made: dict[str, UniformLinear] = {}
         for block in walk_blocks(model, calibration, self):
-            layers = {name: layer for name, layer in chosen.items() if name.startswith(f"{block.name}.")}
+            layers = block.own(chosen)
             hessians = input_hessians(block, layers)
             for name, layer in layers.items():
                 made[name] = self.empty(layer)
                 made[name].set_quantized(*self.quantized(weight_of(layer), hessians.pop(name)))
-            replace_modules(block.module, {name.removeprefix(f"{block.name}."): made[name] for name in layers})
+            replace_modules(block.module, {block.path(name): made[name] for name in layers})
         self.record(model, made)
 
     def quantized(self, weight: Tensor, hessian: Tensor) -> tuple[Tensor, Tensor]:

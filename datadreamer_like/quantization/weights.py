@@ -12,7 +12,7 @@ from torch import nn
 from datadreamer_like.compression import Batches, CompressionMethod
 from datadreamer_like.compression.method import check_patterns, why_shared, why_unquantizable
 from datadreamer_like.formats import CodedModule, Entry, add_layout
-from datadreamer_like.formats.modules import block_linears, linears, output_heads, replace_modules, stacks, weight_of
+from datadreamer_like.formats.modules import inner_linears, replace_modules, weight_of
 from datadreamer_like.formats.uniform import UniformLinear
 
 from .uniform import check_groups, uniform_layout
@@ -47,9 +47,8 @@ class WeightQuantization(CompressionMethod):
 
     def chosen(self, model: nn.Module) -> dict[str, nn.Module]:
         """Returns the layers to quantize, by name."""
-        heads = output_heads(model)
-        found = block_linears if stacks(model) else linears
-        return {k: m for k, m in found(model, self.exclude).items() if k not in heads and weight_of(m).numel()}
+        found = inner_linears(model, self.exclude)
+        return {name: module for name, module in found.items() if weight_of(module).numel()}
 
     def fits(self, model: nn.Module) -> str | None:
         """Any module with linear layers that are not quantized yet and share no weight, its adapters merged."""
@@ -89,12 +88,6 @@ class GroupQuantization(WeightQuantization):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_groups(self.bits, self.group_size)
-
-    def fits(self, model: nn.Module) -> str | None:
-        """A transformers model whose blocks have linear layers that are not quantized yet and share no weight."""
-        if not stacks(model):
-            return "it has no list of blocks to quantize in order. Use quantization.AbsMax(granularity=128)."
-        return super().fits(model)
 
     def empty(self, layer: nn.Module) -> UniformLinear:
         """Returns the quantized form of a layer, without its codes."""

@@ -23,6 +23,7 @@ from datadreamer_like.quantization import GPTQ, QAT, AbsMax, BinaryNetwork, Cast
 from tests.tiny_models import batches, build, logits
 
 METHODS: list[Any] = classes_of("pruning", "quantization", below=CompressionMethod)
+ONE_LAYER = [Wanda(0.5), SparseGPT(0.5), GPTQ(), AbsMax(), QAT(), DynamicInt8()]
 NAME: Callable[[Any], str] = lambda method: type(method).__name__  # noqa: E731
 # Others do not look at batches; `Layers` does if it gets any, `Mixed` if one of its methods does.
 MEASURING = [kind for kind in METHODS if (kind.needs_calibration and not kind.changes_tokenizer) or kind is Layers]
@@ -150,6 +151,12 @@ class TestMisfit:
             return
         with pytest.raises(MethodMisfit, match=r"has no|found in it|not a transformers model|none of the encoders"):
             kind.example().apply(model, ["a text"] if kind.changes_tokenizer else [good()])
+
+
+@pytest.mark.parametrize("method", ONE_LAYER, ids=NAME)
+def test_a_layer_alone_is_refused_where_the_layers_of_a_model_are_replaced_or_measured(method: Any) -> None:
+    with pytest.raises(MethodMisfit, match=r"itself the layer to change.*nn.Sequential"):
+        method.apply(nn.Linear(32, 32), [{"input": torch.randn(4, 32)}])
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # of peft
