@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -21,7 +22,15 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from warm import printed_by
 
 from datadreamer_like import DataDreamer, pruning, quantization
-from datadreamer_like.errors import ArgumentTypeError, DefinitionError, EmptyDataset, MethodMisfit, StorageError
+from datadreamer_like.errors import (
+    ArgumentTypeError,
+    DataError,
+    DefinitionError,
+    EmptyDataset,
+    MethodMisfit,
+    MissingExtra,
+    StorageError,
+)
 from datadreamer_like.formats.modules import block_linears
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.models import Exported, LlamaCPP, TrainedModel
@@ -176,6 +185,13 @@ def test_transformers_runs_the_gptq_layout_packed(lm, tmp_path):
     assert Exported.read(folder).loads_in.startswith("transformers")
 
 
+@pytest.mark.skipif(find_spec("gptqmodel") is not None and find_spec("optimum") is not None, reason="both are here")
+def test_a_folder_for_packages_that_are_not_installed_names_them(lm, tmp_path):
+    folder = lm.export("gptq", to=tmp_path / "gptq", texts=TEXTS)
+    with pytest.raises(MissingExtra, match=r"cannot load .*gptq here: .*(optimum|gptqmodel)"):
+        _ = TrainedModel.load(folder).model
+
+
 def test_a_classifier_on_onnx_runtime_predicts_as_in_torch(classifier, graphs):
     student = TrainedModel.load(graphs["fp32"], runtime="onnx")
     texts = [*TEXTS, "", "cat " * 200]
@@ -315,6 +331,9 @@ def refusals() -> list[tuple[str, str, dict[str, Any], type[Exception], str]]:
         ("lm", "compressed-tensors", {"scheme": "W4A16", "group_size": -32}, DefinitionError, "group_size is -32"),
         ("lm", "compressed-tensors", {"scheme": "W4A16", "group_size": "32"}, ArgumentTypeError, "a whole number"),
         ("lm", "gptq", {"texts": "one text"}, ArgumentTypeError, "texts is one text, 'one text'"),
+        ("lm", "gptq", {"texts": 5}, ArgumentTypeError, "texts must be a list of texts, not 5"),
+        ("lm", "gptq", {"texts": {"a": "b"}}, ArgumentTypeError, "texts must be a list of texts"),
+        ("lm", "gptq", {"texts": ["a text", 5]}, DataError, "texts has 5, which is not a text"),
         ("lm", "gptq", {"texts": ["", ""]}, EmptyDataset, "empty ones only"),
         ("classifier", "gguf", {}, MethodMisfit, "llama.cpp generates text"),
         ("classifier", "gptq", {}, MethodMisfit, "decoders"),

@@ -14,6 +14,7 @@ import torch
 
 from datadreamer_like.errors import (
     ArgumentTypeError,
+    DataError,
     DefinitionError,
     EmptyDataset,
     MethodMisfit,
@@ -56,7 +57,8 @@ def export_model(
     trained: Any, name: str, to: str | Path, texts: Iterable[str] | None, options: Mapping[str, Any]
 ) -> Path:
     """Writes a `TrainedModel`, whose `export` describes the arguments and errors."""
-    check_texts(texts)
+    if texts is not None:
+        check_texts(texts)
     form = None if name == SAFETENSORS and not options else _chosen(name, options)
     if not isinstance(to, str | Path):
         raise ArgumentTypeError(f"to must be the folder to write to, not {to!r:.100}.")
@@ -196,7 +198,9 @@ def _compared(trained: Any, texts: Iterable[str] | None) -> list[str]:
     while texts is None and hasattr(node, "source"):  # a stage
         columns = node.columns() if hasattr(node, "columns") else {}
         texts, node = columns.get("calibration"), node.source.node
-    found = _SAMPLE if texts is None else [str(text) for text in texts if text]
+    found = _SAMPLE if texts is None else [text for text in texts if text]
+    if wrong := [text for text in found if not isinstance(text, str)]:
+        raise DataError(f"texts has {wrong[0]!r:.100}, which is not a text.")
     if not found:
         raise EmptyDataset(
             "texts is empty, or has empty ones only, so the export cannot be compared with the model. Pass a few, or "
