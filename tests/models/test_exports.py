@@ -352,6 +352,19 @@ def test_what_cannot_be_exported_is_refused_before_the_work(which, name, options
         assert trained.why_not_export(name, **options)
 
 
+def test_an_embedder_keeps_how_it_pools(tmp_path):
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+
+    tokenizer = tiny_models.word_pieces(TEXTS)
+    tiny_models.save(tiny_models.bert(tokenizer, transformers.BertModel), tokenizer, tmp_path / "encoder")
+    modules = [Transformer(str(tmp_path / "encoder")), Pooling(32, pooling_mode="cls")]
+    SentenceTransformer(modules=modules, device="cpu").save(str(tmp_path / "embedder"))
+    folder = TrainedModel.load(tmp_path / "embedder").export("compressed-tensors", to=tmp_path / "export")
+    for file in ("modules.json", "1_Pooling/config.json"):
+        assert (folder / file).read_text() == (tmp_path / "embedder" / file).read_text()
+
+
 def test_an_export_does_not_replace_the_model_that_it_is_made_of(classifier, tmp_path):
     shutil.copytree(classifier.path, tmp_path / "outer" / "model")
     own = TrainedModel.load(tmp_path / "outer" / "model")

@@ -25,6 +25,7 @@ from datadreamer_like.graph.card import CARD_NAME
 from datadreamer_like.storage.exports import local_path, new_export
 
 from ..quiet import quiet
+from ..trained.embedder_files import copy_modules
 from ..trained.hf_source import forget_gguf
 from ..trained.model_facts import count_parameters
 from ..trained.model_files import check_weights, write_card
@@ -89,6 +90,7 @@ def export_model(
         with new_export(target, "Exporting a model", (CARD_NAME, EXPORT_NAME)) as draft:
             # Loaded again: a tokenizer that was used has the truncation of its last call.
             form.write(model, type(source)(source.path).tokenizer, draft, codes)
+            copy_modules(source.path, draft)
             write_card(draft, trained.card)
             _checked(form, model, tokenizer, draft, compared).write(draft)
     return target
