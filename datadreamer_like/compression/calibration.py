@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from datadreamer_like.formats.modules import Stack, stacks
 
 from .batches import check_batch
 
+LayerT = TypeVar("LayerT")
 Batches = Iterable[Mapping[str, Tensor]]
 """Calibration data: batches as the model takes them, each a mapping of keyword to tensor."""
 
@@ -62,7 +63,13 @@ def on_device(batch: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor
     """Returns the batch on the device of the model's parameters; raises what `check_batch` does."""
     check_batch(batch, model)
     device = next(model.parameters()).device
-    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+
+    def moved(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return (value.clone() if value.is_inference() else value).to(device)  # the former have no gradients
+
+    return {name: moved(value) for name, value in batch.items()}
 
 
 def loss_on(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
@@ -104,12 +111,23 @@ class _Stop(Exception):
 
 
 class Block:
-    """One block of a model, with its name in the model, and the calibration data that reach it."""
+    """One block of a model, with its name in the model, and the calibration data that reach it.
+
+    A model without a list of blocks is one block, whose name is empty.
+    """
 
     def __init__(self, name: str, module: nn.Module, index: int, inputs: list[_Inputs]) -> None:
         self.name, self.module = name, module
         self._index, self._inputs = index, inputs
         self._now: _Inputs | None = None
+
+    def own(self, layers: Mapping[str, LayerT]) -> dict[str, LayerT]:
+        """Returns those of the model's layers, by name, that are in the block."""
+        return {name: layer for name, layer in layers.items() if not self.name or name.startswith(f"{self.name}.")}
+
+    def path(self, name: str) -> str:
+        """Returns the name in the block of a layer of this name in the model."""
+        return name.removeprefix(f"{self.name}.") if self.name else name
 
     def run(self) -> None:
         """Runs the block on all calibration data, for hooks on its modules; the results are dropped."""
@@ -142,9 +160,30 @@ class Block:
         return rows if mask is None or mask.numel() != len(rows) else rows[mask.reshape(-1)]
 
 
+class _Whole(Block):
+    """A model as one block; its batches are the inputs."""
+
+    def __init__(self, model: nn.Module, batches: list[dict[str, Tensor]]) -> None:
+        super().__init__("", model, 0, [])
+        self._batches, self._mask = batches, cast("Tensor | None", None)
+
+    def outputs(self) -> Iterator[Any]:
+        """Yields what the model returns for each calibration batch."""
+        for batch in self._batches:
+            self._mask = _mask(batch, "attention_mask")
+            yield self.module(**batch)
+
+    def tokens(self, x: Tensor) -> Tensor:
+        """Returns the rows [rows, features] of an input [..., features] of a module, without padding."""
+        rows = x.reshape(-1, x.shape[-1])
+        return rows if self._mask is None or self._mask.shape != x.shape[:-1] else rows[self._mask.reshape(-1)]
+
+
 @torch.no_grad()
 def walk_blocks(model: nn.Module, calibration: Batches | None, method: object) -> Iterator[Block]:
     """Yields the blocks in the order in which they run; changes to a block affect the inputs of the next.
+
+    A model without a list of blocks is yielded whole, as one block.
 
     Memory holds the hidden states of the calibration data. The blocks must each pass their first output to the next;
     the model is in eval mode meanwhile. Raises `EmptyDataset`, which names the `method`, if there is no batch, and
@@ -152,7 +191,10 @@ def walk_blocks(model: nn.Module, calibration: Batches | None, method: object) -
     """
     batches = as_list(calibration, model, method)
     with eval_mode(model), _without_cache(model):
-        for number, stack in enumerate(stacks(model)):
+        found = stacks(model)
+        if not found:
+            yield _Whole(model, [on_device(batch, model) for batch in batches])
+        for number, stack in enumerate(found):
             inputs = [_captured(model, stack, on_device(batch, model), is_second=number > 0) for batch in batches]
             for index, module in enumerate(stack.blocks):
                 block = Block(f"{stack.name}.{index}", module, index, inputs)

@@ -57,9 +57,13 @@ class CompressionMethod(ABC):
         """The reason why the method cannot be applied to this model, or None: `fits`, and whether the weights are good.
 
         Weights that are not finite are refused, also those that the method would not change: with them the model
-        computes nothing, and what is measured on it is meaningless.
+        computes nothing, and what is measured on it is meaningless. So are adapters: what saves them leaves out the
+        weights that they are on.
         """
-        return foreign(model) or self.fits(model) or why_not_finite(model.named_parameters())
+        adapters = None
+        if hasattr(model, "peft_config"):
+            adapters = "it has adapters on its weights. Merge them first: model.merge_and_unload()."
+        return foreign(model) or adapters or self.fits(model) or why_not_finite(model.named_parameters())
 
     def fits_tokenizer(self, model: nn.Module, tokenizer: Any) -> str | None:
         """The reason why the method cannot change this tokenizer, or None; asked if `changes_tokenizer`."""
@@ -88,6 +92,10 @@ class CompressionMethod(ABC):
         the model or tokenizer, and `DefinitionError` if data or a tokenizer that it needs are missing.
         """
         self._check(model, calibration, tokenizer)
+        with torch.inference_mode(False):  # tensors that are made in it can never have gradients
+            return self._applied(model, calibration, tokenizer)
+
+    def _applied(self, model: nn.Module, calibration: object, tokenizer: Any) -> Any:
         small = copy.deepcopy(model)
         data: Any = calibration
         if self.changes_tokenizer:
@@ -131,6 +139,10 @@ class CompressionMethod(ABC):
             raise ArgumentTypeError(f"calibration must be an iterable of batches, not {calibration!r:.100}.")
 
 
+ONE_LAYER = "it is itself the layer to change. Put it into a module, such as nn.Sequential(layer)."
+"""Why methods that replace or measure the layers of a model do not fit one layer."""
+
+
 def already_quantized(model: nn.Module) -> str | None:
     """The reason why a method that needs the original weights does not fit a quantized model; None for others."""
     if has_codes(model):
@@ -139,12 +151,28 @@ def already_quantized(model: nn.Module) -> str | None:
 
 
 def why_unquantizable(model: nn.Module, chosen: Collection[str], kinds: str) -> str | None:
-    """The reason why a model cannot be quantized: it has adapters, or no layer of these kinds was chosen; or None."""
-    if hasattr(model, "peft_config"):
-        return "it has adapters on its weights. Merge them first: model.merge_and_unload()."
+    """The reason why a model cannot be quantized: no layer of these kinds was chosen, or it is one itself; or None."""
+    if "" in chosen:
+        return ONE_LAYER
     if not chosen and has_codes(model):
         return "it is quantized already. Start from the model as it was before."
     return None if chosen else f"it has no {kinds} that this method may quantize."
+
+
+def why_shared(model: nn.Module, chosen: Mapping[str, nn.Module]) -> str | None:
+    """The reason why a layer cannot be changed by itself: another place has the same weight; None if none has."""
+    owners: dict[int, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        for parameter in module.parameters(recurse=False):
+            owners.setdefault(id(parameter), []).append(name)
+    for name, module in chosen.items():
+        others = [other for other in owners[id(module.weight)] if other != name]
+        if others:
+            return (
+                f'"{name}" is tied to "{others[0]}": both have one weight, which would be stored twice. '
+                f'Exclude it, as in exclude=("{name}",), or give the two weights of their own first.'
+            )
+    return None
 
 
 def why_not_finite(weights: Iterable[tuple[str, torch.Tensor]]) -> str | None:
@@ -165,6 +193,12 @@ def check_patterns(exclude: object) -> None:
         raise DefinitionError(f'exclude is the text "{exclude}"; pass a tuple of patterns.')
     if not isinstance(exclude, list | tuple) or not all(isinstance(pattern, str) for pattern in exclude):
         raise ArgumentTypeError(f"exclude must be a tuple of patterns of names, not {exclude!r:.100}.")
+
+
+def check_switch(name: str, value: object) -> None:
+    """Raises `ArgumentTypeError` if an option that is on or off is neither True nor False."""
+    if not isinstance(value, bool):
+        raise ArgumentTypeError(f"{name} must be True or False, not {value!r:.100}.")
 
 
 def check_share(name: str, value: float) -> None:

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from datadreamer_like.distillation import Objective, Outputs, Teacher
-from datadreamer_like.errors import DefinitionError
+from datadreamer_like.errors import DefinitionError, MethodMisfit
 
 from .calibration import Batches, as_list, loss_on, on_device
-from .method import CompressionMethod
+from .method import CompressionMethod, why_not_finite
 
 
 class CompressesWhileTraining(CompressionMethod):
@@ -56,18 +56,38 @@ def train_on_batches(
     """Trains a model in place by AdamW, without weight decay, on calibration batches, while the method changes it.
 
     If the method has an objective, the model as it was is the teacher.
+
+    Raises:
+        MethodMisfit: The model has nothing that learns, is in fp16, or became infinite or NaN.
     """
+    if any(each.requires_grad and each.dtype == torch.float16 for each in model.parameters()):
+        raise MethodMisfit(
+            f"{method} trains {type(model).__name__}, whose weights are fp16: the optimizer's small numbers are 0 in "
+            "it. Train a copy in another dtype, model.float() or model.bfloat16(), and cast the result."
+        )
     batches, training = as_list(calibration, model, method), model.training
     model.eval()  # dropout would make the result depend on the state of the random generator
     loss, modules = _loss_of(method, model)
     method.begin(model)
     trainable = [each for each in (*model.parameters(), *modules.parameters()) if each.requires_grad]
+    if not trainable:
+        raise MethodMisfit(
+            f"{method} trains {type(model).__name__}, and all of its parameters are frozen. Let some learn: "
+            "model.requires_grad_(True)."
+        )
     optimizer = torch.optim.AdamW(trainable, learning_rate, weight_decay=0.0)
     steps = epochs * len(batches)
     for step in range(1, steps + 1):
-        loss(model, batches[(step - 1) % len(batches)]).backward()  # type: ignore[no-untyped-call]
+        found = loss(model, batches[(step - 1) % len(batches)])
+        found.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()
+        if not found.isfinite() or why_not_finite(model.named_parameters()):
+            raise MethodMisfit(
+                f"The training of {method} diverged in step {step} of {steps}: the loss was "
+                f"{float(found.detach()):.3g}, and the weights then held infinities or NaN. Lower learning_rate, which "
+                f"was {learning_rate:g}."
+            )
         method.after_step(model, step, steps)
     method.end(model)
     model.train(training)

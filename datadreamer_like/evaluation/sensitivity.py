@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from datadreamer_like.errors import (
-    ArgumentTypeError,
+    DataError,
     DefinitionError,
     EmptyDataset,
     MethodMisfit,
@@ -102,12 +102,15 @@ def sensitivity(
         >>> mixed = Mixed({**{name: AbsMax(8) for name in found.most_sensitive(4, 3)}, "*": GPTQ(4)})  # doctest: +SKIP
     """
     from datadreamer_like.models.trained.model_node import as_trained_model
+    from datadreamer_like.models.trained.predictions import check_texts
     from datadreamer_like.quantization import AbsMax
 
-    if isinstance(texts, str):
-        raise ArgumentTypeError("texts is one text; it must be several. Put it into a list.")
-    if not len(texts):
+    check_texts(texts)
+    texts = list(texts)
+    if not texts:
         raise EmptyDataset("texts is empty, and nothing can be measured without any. Pass some tens of typical texts.")
+    if wrong := [text for text in texts if not isinstance(text, str)]:
+        raise DataError(f"texts has {wrong[0]!r:.100}, which is not a text.")
     if by not in get_args(By) or not bits:
         raise DefinitionError(f'by={by!r} and bits={bits!r} must be "layer" or "block", and at least one number.')
     check_sequence(bits, "bits", "numbers of bits")

@@ -217,6 +217,14 @@ def block_linears(model: nn.Module, exclude: Sequence[str] = ()) -> dict[str, nn
     return {name: layer for name, layer in linears(model, exclude).items() if name.startswith(blocks)}
 
 
+def inner_linears(model: nn.Module, exclude: Sequence[str] = ()) -> dict[str, nn.Module]:
+    """Finds the `linears` inside the model's blocks; in a model without blocks, all but those of output heads."""
+    if stacks(model):
+        return block_linears(model, exclude)
+    heads = output_heads(model)
+    return {name: layer for name, layer in linears(model, exclude).items() if name not in heads}
+
+
 def is_linear(module: nn.Module | None) -> bool:
     """Whether a module is an `nn.Linear` or `Conv1D`, none of their subclasses, with floating-point weights."""
     return type(module) in (nn.Linear, Conv1D) and cast(Tensor, cast(Any, module).weight).is_floating_point()

@@ -1,4 +1,4 @@
-"""Pruning a transformers model in the order of its blocks: the base of methods that measure activations to do so."""
+"""Pruning a model in the order of its blocks: the base of methods that measure activations to do so."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from torch import nn
 
 from datadreamer_like.compression import Batches, CompressionMethod
 from datadreamer_like.compression.calibration import Block, walk_blocks
-from datadreamer_like.compression.method import already_quantized
+from datadreamer_like.compression.method import ONE_LAYER, already_quantized, why_shared
 from datadreamer_like.formats import mark_sparse
-from datadreamer_like.formats.modules import block_linears, weight_of
+from datadreamer_like.formats.modules import inner_linears, weight_of
 
 from .thresholds import Pattern, why_indivisible
 
 
 class PrunesBlockByBlock(CompressionMethod):
     """Base of methods that prune the linear layers inside the blocks, each on what the pruned blocks before it put out.
+
+    A model without a list of blocks counts as one block: all its layers but output heads are measured as they were.
 
     A subclass is a dataclass with `pattern` and `exclude` that implements `prune`.
     """
@@ -31,17 +33,20 @@ class PrunesBlockByBlock(CompressionMethod):
         """Sets weights of the block's layers, given by their names in the model, to zero, in place."""
 
     def fits(self, model: nn.Module) -> str | None:
-        """Any transformers model whose blocks have plain linear layers, unquantized."""
+        """Any model with plain linear layers, in its blocks if it has some, unquantized and none of them shared."""
         if reason := already_quantized(model):
             return reason
-        found = block_linears(model, self.exclude)
+        found = inner_linears(model, self.exclude)
         if not found:
-            return "it has no list of blocks with linear layers. Use pruning.Magnitude."
-        return why_indivisible({name: weight_of(layer) for name, layer in found.items()}, self.pattern)
+            return "it has no linear layers that this method may prune."
+        if "" in found:
+            return ONE_LAYER
+        weights = {name: weight_of(layer) for name, layer in found.items()}
+        return why_shared(model, found) or why_indivisible(weights, self.pattern)
 
     def change(self, model: nn.Module, calibration: Batches | None) -> None:
         """Prunes the blocks in order, in place."""
-        chosen = block_linears(model, self.exclude)
+        chosen = inner_linears(model, self.exclude)
         for block in walk_blocks(model, calibration, self):
-            self.prune(block, {name: layer for name, layer in chosen.items() if name.startswith(f"{block.name}.")})
+            self.prune(block, block.own(chosen))
         mark_sparse(model, [f"{name}.weight" for name in chosen])

@@ -13,7 +13,7 @@ from datadreamer_like.compression import Batches
 from datadreamer_like.compression.method import already_quantized, check_share
 from datadreamer_like.compression.while_training import check_training, train_on_batches
 from datadreamer_like.distillation import ClosestLayers, Objective, Teacher
-from datadreamer_like.errors import DefinitionError
+from datadreamer_like.errors import DefinitionError, check_number
 
 from .encoders import Encoder, why_no_encoder
 from .gates import gates_of
@@ -99,8 +99,7 @@ class CoarseToFine(PrunesWhileTraining):
         if not isinstance(self.schedule, Linear):
             raise DefinitionError(f"schedule is {self.schedule!r}; CoarseToFine needs one, such as pruning.Linear().")
         check_training(self.epochs, self.learning_rate)
-        if self.gate_learning_rate is not None and not self.gate_learning_rate > 0:
-            raise DefinitionError(f"gate_learning_rate is {self.gate_learning_rate}; it must be above 0, or None.")
+        check_number(self.gate_learning_rate, "gate_learning_rate", over=True, optional=True)
 
     @classmethod
     def example(cls) -> Self:

@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from datadreamer_like.compression.method import why_shared
 from datadreamer_like.formats import add_layout, layouts
 from datadreamer_like.formats.modules import (
     ATTENTIONS,
     FEED_FORWARDS,
     AttentionForm,
     FeedForwardForm,
+    block_linears,
     config_of_layers,
     output_heads,
     stacks,
@@ -251,6 +253,8 @@ def why_no_encoder(model: nn.Module) -> str | None:
         return f"it is none of the encoders whose layers this method knows: {_KNOWN}."
     if any(entry["kind"] == "widths" for entry in layouts(model)):
         return "its layers were narrowed before. Start from the model as it was, and remove all at once."
+    if reason := why_shared(model, block_linears(model)):
+        return reason
     encoder = Encoder(model)
     parts = (f"{encoder.embeddings}.", f"{encoder.stack.name}.", *(f"{name}." for name in encoder.heads))
     others = [name for name, _ in model.named_parameters() if not name.startswith(parts)]

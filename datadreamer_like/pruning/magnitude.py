@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from datadreamer_like.compression import Batches
 from datadreamer_like.compression.method import already_quantized, check_patterns, check_share
-from datadreamer_like.errors import ArgumentTypeError, DefinitionError
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError, check_sequence
 from datadreamer_like.formats import mark_sparse
 from datadreamer_like.formats.modules import matches
 from datadreamer_like.kernels import nm_mask
@@ -71,10 +71,11 @@ class Magnitude(PrunesWhileTraining):
         check_patterns(self.exclude)
         if self.scope not in get_args(Scope):
             raise DefinitionError(f'scope is "{self.scope}"; it must be one of {", ".join(get_args(Scope))}.')
-        unknown = sorted(set(self.include) - set(get_args(Part)))
+        check_sequence(self.include, "include", "parts")
+        unknown = sorted(set(map(str, self.include)) - set(get_args(Part)))
         if unknown:
             raise DefinitionError(f"include names {', '.join(unknown)}; it may name {', '.join(get_args(Part))}.")
-        for pair in self.others:
+        for pair in self.others if isinstance(self.others, list | tuple) else [self.others]:
             if not isinstance(pair, list | tuple) or len(pair) != 2 or not isinstance(pair[0], str):
                 raise ArgumentTypeError(
                     "others must be pairs of a pattern and a sparsity, as in "

@@ -81,8 +81,9 @@ class Movement(PrunesWhileTraining):
         """Gives each weight a score, and freezes the embeddings."""
         put_masks(model, [f"{name}.weight" for name in self._layers(model)], ScoredMask)
         for module in model.modules():
-            if isinstance(module, nn.Embedding):
+            if isinstance(module, nn.Embedding) and module.weight.requires_grad:
                 module.weight.requires_grad_(False)
+                module.learns_again = True  # type: ignore[assignment]
 
     @torch.no_grad()
     def after_step(self, model: nn.Module, step: int, steps: int) -> None:
@@ -94,10 +95,10 @@ class Movement(PrunesWhileTraining):
                 each.mask.mask.copy_(~drop)
 
     def end(self, model: nn.Module) -> None:
-        """Takes the scores off, and lets the embeddings learn again."""
+        """Takes the scores off, and lets the embeddings learn that did before."""
         super().end(model)
         for module in model.modules():
-            if isinstance(module, nn.Embedding):
+            if isinstance(module, nn.Embedding) and vars(module).pop("learns_again", False):
                 module.weight.requires_grad_(True)
 
     def _layers(self, model: nn.Module) -> dict[str, nn.Module]:

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from datadreamer_like.compression import CompressionMethod, Corpus
 from datadreamer_like.compression.method import already_quantized
-from datadreamer_like.errors import DataError, DefinitionError, EmptyDataset, MethodMisfit
+from datadreamer_like.errors import DataError, EmptyDataset, MethodMisfit, check_number
 from datadreamer_like.formats.modules import token_embeddings
 
 
@@ -45,8 +45,7 @@ class Vocabulary(CompressionMethod):
     changes_tokenizer = True
 
     def __post_init__(self) -> None:
-        if self.size is not None and self.size < 1:
-            raise DefinitionError(f"size={self.size} must be a number of tokens from 1, or None.")
+        check_number(self.size, "size", 1, whole=True, optional=True)
 
     def fits(self, model: nn.Module) -> str | None:
         """Transformers models with a token embedding that is not shared with another stack."""

@@ -28,8 +28,9 @@ class Wanda(PrunesBlockByBlock):
     padding. Scores are compared within each output row. Blocks are pruned in order: a block is measured on what the
     pruned blocks before it put out, and inside a block every layer is measured before any is pruned.
 
-    The linear layers inside the blocks are pruned; embeddings, heads, norms and biases are not. Some 128 sequences of
-    calibration text are enough. The result is stored sparse, as `Magnitude`'s is; in memory it is dense.
+    The linear layers inside the blocks are pruned; embeddings, heads, norms and biases are not. Any other module counts
+    as one block, of all its linear layers but output heads. Some 128 sequences of calibration text are enough. The
+    result is stored sparse, as `Magnitude`'s is; in memory it is dense.
 
     Attributes:
         sparsity: Share of each row that becomes zero, in [0, 1). Leave it out if a pattern is given.

@@ -131,8 +131,6 @@ def masked(model: nn.Module) -> Iterator[Masked]:
 
 def why_unmaskable(model: nn.Module) -> str | None:
     """The reason why weights of a model cannot be removed while it is trained; None if they can."""
-    if hasattr(model, "peft_config"):
-        return "it has adapters, and its own weights are not trained. Merge them first: model.merge_and_unload()."
     if sparse_names(model):
         return "it is sparse already, and this method chooses among all weights. Start from the dense model."
     return None

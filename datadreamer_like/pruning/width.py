@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from datadreamer_like.compression import Batches, CompressionMethod
-from datadreamer_like.compression.calibration import check_measured, on_device
+from datadreamer_like.compression.calibration import as_list, check_measured, on_device
 from datadreamer_like.compression.method import already_quantized
 from datadreamer_like.distillation.teacher import eval_mode
-from datadreamer_like.errors import ArgumentTypeError, DefinitionError, EmptyDataset, check_number
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError, check_number
 from datadreamer_like.formats.modules import config_of_layers, stacks
 
 from .plain_config import narrow_by_config, parameters_stated, with_widths
@@ -180,21 +180,15 @@ class Width(CompressionMethod):
         def put_out(name: str, _: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> None:
             add(norms[name], name, output.float().abs())
 
-        examples = 0
         with eval_mode(model), ExitStack() as hooks:
             for unit in units:
                 hooks.enter_context(unit.output.register_forward_pre_hook(partial(read, unit)))
             for name in norms if self.hidden is not None else ():
                 hooks.enter_context(model.get_submodule(name).register_forward_hook(partial(put_out, name)))
-            for batch in batches or ():
+            for batch in as_list(batches, model, self):
                 batch = on_device(batch, model)
                 masks = {False: batch.get("attention_mask"), True: _decoder_mask(batch)}
-                examples += len(next(iter(batch.values())))
                 model(**batch)
-        if not examples:
-            raise EmptyDataset(
-                f"{self} got no calibration batch. Pass at least one, better a hundred examples or more."
-            )
         for unit, total in scores.items():
             check_measured(total, f'The activations of "{unit.name}"')
         return {unit: total.sqrt() for unit, total in scores.items()}, sum(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from datadreamer_like.compression.method import check_switch
 from datadreamer_like.formats import Entry
 from datadreamer_like.formats.binary import BinaryLinear
 from datadreamer_like.formats.modules import stacks, weight_of
@@ -45,6 +46,10 @@ class BinaryNetwork(QuantizesWhileTraining):
     scaled: bool = False
 
     papers = ("1602.02830", "1603.05279")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_switch("scaled", self.scaled)
 
     @classmethod
     def example(cls) -> Self:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from datadreamer_like.compression import Batches
 from datadreamer_like.compression.calibration import walk_blocks
 from datadreamer_like.compression.hessian import check_damping, input_hessians, inverse_factor
+from datadreamer_like.compression.method import check_switch
 from datadreamer_like.formats.modules import replace_modules, weight_of
 from datadreamer_like.formats.uniform import UniformLinear
 from datadreamer_like.kernels import group_quantize, group_scales
@@ -27,7 +28,7 @@ class GPTQ(GroupQuantization):
     Transformers", arXiv:2210.17323. For the Hessian `H = (2/n) XᵀX` of a layer's inputs and `H⁻¹ = UᵀU`, rounding the
     weights of input j by δ changes those of the inputs after it by `-δ U_j,: / U_jj`, so that the layer's squared
     output error grows least. Blocks of the model are quantized in order, each on what the quantized ones before it put
-    out. Some 128 sequences of calibration text are enough.
+    out; a module without a list of blocks counts as one. Some 128 sequences of calibration text are enough.
 
     The grid is that of `AbsMax(bits, granularity=group_size)`, to which it is equal where inputs are uncorrelated. Only
     weights are quantized: this saves memory, not time. A result with 4 bits can be exported with these codes to GPTQ's
@@ -56,18 +57,19 @@ class GPTQ(GroupQuantization):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_damping(self.damping)
+        check_switch("act_order", self.act_order)
 
     def change(self, model: nn.Module, calibration: Batches | None) -> None:
         """Quantizes the blocks in order, in place."""
         chosen = self.chosen(model)
         made: dict[str, UniformLinear] = {}
         for block in walk_blocks(model, calibration, self):
-            layers = {name: layer for name, layer in chosen.items() if name.startswith(f"{block.name}.")}
+            layers = block.own(chosen)
             hessians = input_hessians(block, layers)
             for name, layer in layers.items():
                 made[name] = self.empty(layer)
                 made[name].set_quantized(*self.quantized(weight_of(layer), hessians.pop(name)))
-            replace_modules(block.module, {name.removeprefix(f"{block.name}."): made[name] for name in layers})
+            replace_modules(block.module, {block.path(name): made[name] for name in layers})
         self.record(model, made)
 
     def quantized(self, weight: Tensor, hessian: Tensor) -> tuple[Tensor, Tensor]:

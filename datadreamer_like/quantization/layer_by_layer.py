@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from datadreamer_like.compression import Batches
 from datadreamer_like.compression.calibration import Block, walk_blocks
 from datadreamer_like.errors import DefinitionError
+from datadreamer_like.formats.modules import stacks
 
 from .weights import GroupQuantization
 from .while_training import grouped_product, put_in, take_out
@@ -63,14 +64,19 @@ class LayerByLayer(GroupQuantization):
         """A few steps."""
         return cls(steps=5, group_size=16, learning_rate=1e-3)
 
+    def fits(self, model: nn.Module) -> str | None:
+        """A transformers model whose blocks have linear layers that are not quantized yet and share no weight."""
+        if not stacks(model):
+            return "it has no list of blocks to train one after the other. Use quantization.GPTQ."
+        return super().fits(model)
+
     def change(self, model: nn.Module, calibration: Batches | None) -> None:
         """Quantizes the blocks in order, in place."""
         chosen = self.chosen(model)
         learning = {parameter: parameter.requires_grad for parameter in model.parameters()}
         model.requires_grad_(False)
         for block in walk_blocks(model, calibration, self):
-            prefix = f"{block.name}."
-            layers = {name.removeprefix(prefix): m for name, m in chosen.items() if name.startswith(prefix)}
+            layers = {block.path(name): module for name, module in block.own(chosen).items()}
             if not layers:
                 continue
             with torch.no_grad():

@@ -70,7 +70,14 @@ class Mixed(CompressionMethod):
 
     def fits(self, model: nn.Module) -> str | None:
         """A model that each method fits, with layers for each pattern."""
+        names = [*linears(model), *token_embeddings(model)]
         for pattern, method in self._restricted(model):
+            taken = list(dict.fromkeys(self._first(name) for name in names if matches(name, (pattern,))))
+            if taken and pattern not in taken:
+                return (
+                    f'all layers of the pattern "{pattern}" also match "{taken[0]}", which comes first and so counts. '
+                    "Put the narrower pattern first."
+                )
             if reason := method.fits(model):
                 return f'for the pattern "{pattern}" and {type(method).__name__}, {reason}'
         return None
@@ -84,10 +91,13 @@ class Mixed(CompressionMethod):
     def _restricted(self, model: nn.Module) -> list[tuple[str, CompressionMethod]]:
         """The methods by pattern, each excluding all modules but its own."""
         names = [*linears(model), *token_embeddings(model)]
-        first = {name: next((p for p in self.methods if matches(name, (p,))), None) for name in names}
         found = []
         for pattern, method in self.methods.items():
-            others = tuple(name for name in names if first[name] != pattern)
+            others = tuple(name for name in names if self._first(name) != pattern)
             options: Any = {"exclude": (*getattr(method, "exclude", ()), *others)}
             found.append((pattern, dataclasses.replace(method, **options)))  # type: ignore[type-var]
         return found
+
+    def _first(self, name: str) -> str | None:
+        """The first pattern that a layer's name matches."""
+        return next((pattern for pattern in self.methods if matches(name, (pattern,))), None)

@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 from torch import nn
 
 from datadreamer_like.compression import Batches, CompressionMethod
-from datadreamer_like.compression.method import check_patterns, why_unquantizable
+from datadreamer_like.compression.method import check_patterns, why_shared, why_unquantizable
 from datadreamer_like.formats import CodedModule, Entry, add_layout
-from datadreamer_like.formats.modules import block_linears, linears, output_heads, replace_modules, stacks, weight_of
+from datadreamer_like.formats.modules import inner_linears, replace_modules, weight_of
 from datadreamer_like.formats.uniform import UniformLinear
 
 from .uniform import check_groups, uniform_layout
@@ -47,14 +47,13 @@ class WeightQuantization(CompressionMethod):
 
     def chosen(self, model: nn.Module) -> dict[str, nn.Module]:
         """Returns the layers to quantize, by name."""
-        heads = output_heads(model)
-        found = block_linears if stacks(model) else linears
-        return {k: m for k, m in found(model, self.exclude).items() if k not in heads and weight_of(m).numel()}
+        found = inner_linears(model, self.exclude)
+        return {name: module for name, module in found.items() if weight_of(module).numel()}
 
     def fits(self, model: nn.Module) -> str | None:
         """Any module with linear layers that are not quantized yet and share no weight, its adapters merged."""
         chosen = self.chosen(model)
-        return why_unquantizable(model, chosen, "nn.Linear or Conv1D") or _why_shared(model, chosen)
+        return why_unquantizable(model, chosen, "nn.Linear or Conv1D") or why_shared(model, chosen)
 
     def change(self, model: nn.Module, calibration: Batches | None) -> None:
         """Replaces the layers in place; calibration data are not used."""
@@ -90,12 +89,6 @@ class GroupQuantization(WeightQuantization):
         super().__post_init__()
         check_groups(self.bits, self.group_size)
 
-    def fits(self, model: nn.Module) -> str | None:
-        """A transformers model whose blocks have linear layers that are not quantized yet and share no weight."""
-        if not stacks(model):
-            return "it has no list of blocks to quantize in order. Use quantization.AbsMax(granularity=128)."
-        return super().fits(model)
-
     def empty(self, layer: nn.Module) -> UniformLinear:
         """Returns the quantized form of a layer, without its codes."""
         return UniformLinear.like(layer, self.bits, self.group_size)
@@ -109,19 +102,3 @@ class GroupQuantization(WeightQuantization):
     def layout(self, made: Mapping[str, Any]) -> Entry:
         """Returns a "uniform" entry."""
         return uniform_layout(made, self.bits, self.group_size)
-
-
-def _why_shared(model: nn.Module, chosen: Mapping[str, nn.Module]) -> str | None:
-    """The reason why a layer cannot be quantized by itself: another module has the same weight; None if none has."""
-    owners: dict[int, list[str]] = {}
-    for name, module in model.named_modules():
-        for parameter in module.parameters(recurse=False):
-            owners.setdefault(id(parameter), []).append(name)
-    for name, module in chosen.items():
-        others = [other for other in owners[id(module.weight)] if other != name]
-        if others:
-            return (
-                f'"{name}" is tied to "{others[0]}": both have one weight, which would be stored twice. '
-                f'Exclude it, as in exclude=("{name}",), or give the two weights of their own first.'
-            )
-    return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -10,17 +11,20 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from subjects import classes_of
 from torch import nn
 
 from datadreamer_like import formats
 from datadreamer_like.compression import CompressionMethod
 from datadreamer_like.errors import ArgumentTypeError, DataDreamerError, DataError, EmptyDataset, MethodMisfit
-from datadreamer_like.pruning import Layers, Width
-from datadreamer_like.quantization import QAT, AbsMax, Cast, DynamicInt8
+from datadreamer_like.pruning import CoarseToFine, Heads, Layers, Movement, SparseGPT, Wanda
+from datadreamer_like.quantization import GPTQ, QAT, AbsMax, BinaryNetwork, Cast, DynamicInt8, LayerByLayer
 from tests.tiny_models import batches, build, logits
 
 METHODS: list[Any] = classes_of("pruning", "quantization", below=CompressionMethod)
+ONE_LAYER = [Wanda(0.5), SparseGPT(0.5), GPTQ(), AbsMax(), QAT(), DynamicInt8()]
+NAME: Callable[[Any], str] = lambda method: type(method).__name__  # noqa: E731
 # Others do not look at batches; `Layers` does if it gets any, `Mixed` if one of its methods does.
 MEASURING = [kind for kind in METHODS if (kind.needs_calibration and not kind.changes_tokenizer) or kind is Layers]
 
@@ -102,8 +106,8 @@ def test_wrong_calibration_is_one_clear_error(kind: Any) -> None:
     assert not model.training
 
 
-# Layers and Width read their batches once, one after the other.
-@pytest.mark.parametrize("kind", [kind for kind in MEASURING if kind not in (Layers, Width)])
+# Layers reads its batches once, one after the other.
+@pytest.mark.parametrize("kind", [kind for kind in MEASURING if kind is not Layers])
 def test_batches_are_all_checked_before_the_model_sees_one(kind: Any) -> None:
     model, seen = build("bert"), []
     model.bert.embeddings.register_forward_hook(lambda *_: seen.append(1))
@@ -149,6 +153,37 @@ class TestMisfit:
             kind.example().apply(model, ["a text"] if kind.changes_tokenizer else [good()])
 
 
+@pytest.mark.parametrize("method", ONE_LAYER, ids=NAME)
+def test_a_layer_alone_is_refused_where_the_layers_of_a_model_are_replaced_or_measured(method: Any) -> None:
+    with pytest.raises(MethodMisfit, match=r"itself the layer to change.*nn.Sequential"):
+        method.apply(nn.Linear(32, 32), [{"input": torch.randn(4, 32)}])
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # of peft
+@pytest.mark.parametrize("kind", METHODS)
+def test_a_model_with_adapters_is_refused_since_saving_it_leaves_out_what_would_be_changed(kind: Any) -> None:
+    model = get_peft_model(build("bert"), LoraConfig(target_modules=["query"], task_type="SEQ_CLS"))
+    with pytest.raises(MethodMisfit, match=r"adapters on its weights.*merge_and_unload"):
+        kind.example().apply(model, ["a text"] if kind.changes_tokenizer else [good()], tokenizer=object())
+
+
+@pytest.mark.parametrize(
+    "method",
+    [Wanda(0.5), SparseGPT(0.5), CoarseToFine(0.5), GPTQ(), LayerByLayer()],
+    ids=NAME,
+)
+@pytest.mark.parametrize("shared", ["output.dense", ""])
+def test_a_weight_or_block_in_two_places_is_refused_where_each_is_changed_by_itself(method: Any, shared: str) -> None:
+    model = build("bert")
+    layers = model.bert.encoder.layer
+    if shared:
+        layers[1].get_submodule(shared).weight = layers[0].get_submodule(shared).weight
+    else:
+        layers[1] = layers[0]
+    with pytest.raises(MethodMisfit, match=r'"bert.encoder.layer.0.*" is tied to "bert.encoder.layer.1'):
+        method.apply(model, [good()])
+
+
 # What changes the tokens needs a tokenizer: its own tests have tied weights.
 @pytest.mark.parametrize("kind", [kind for kind in METHODS if not kind.changes_tokenizer])
 def test_tied_weights_stay_tied_also_on_disk(kind: Any, tmp_path: Path) -> None:
@@ -168,9 +203,33 @@ def test_tied_weights_stay_tied_also_on_disk(kind: Any, tmp_path: Path) -> None:
     assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
-def test_a_training_that_diverges_is_one_error() -> None:
+TRAINED = [QAT(), QAT(4, group_size=16), BinaryNetwork(), Movement(0.5), CoarseToFine(0.5)]
+
+
+@pytest.mark.parametrize("method", TRAINED, ids=NAME)
+def test_a_training_that_cannot_end_well_is_one_error(method: Any) -> None:
     model = build("bert")
     kept = copy.deepcopy(model.state_dict())
-    with pytest.raises(MethodMisfit, match=r"After the training for QAT.* holds infinities or NaN"):
-        QAT(learning_rate=1e20, epochs=5).apply(model, [good()])
+    with pytest.raises(MethodMisfit, match=r"diverged in step \d+ of 5: .*Lower learning_rate, which was 1e\+20"):
+        dataclasses.replace(method, learning_rate=1e20, epochs=5).apply(model, [good()])
     assert is_same(model, kept)
+    with pytest.raises(MethodMisfit, match=r"weights are fp16.*model.float\(\)"):
+        method.apply(model.half(), [good()])
+
+
+def test_a_model_of_which_nothing_learns_is_one_error_where_its_weights_have_to() -> None:
+    model = build("bert").requires_grad_(False)
+    with pytest.raises(MethodMisfit, match="all of its parameters are frozen"):
+        QAT().apply(model, [good()])
+    small = Movement(0.5).apply(model, [good()])  # its scores learn
+    assert not any(parameter.requires_grad for name, parameter in small.named_parameters() if "embeddings.word" in name)
+
+
+@pytest.mark.parametrize("method", [QAT(), Heads(0.5), LayerByLayer(steps=2), Wanda(0.5)], ids=NAME)
+def test_methods_give_the_same_in_inference_mode(method: Any) -> None:
+    model = build("bert")
+    wanted = method.apply(model, [good()]).state_dict()
+    with torch.inference_mode():
+        found = method.apply(model, [good()])
+    assert all(torch.equal(value, wanted[name]) for name, value in found.state_dict().items())
+    assert not any(value.is_inference() for value in found.state_dict().values())

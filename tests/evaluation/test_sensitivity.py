@@ -10,7 +10,7 @@ import torch
 from tiny_models import bert, fit, llama, save, word_pieces
 from transformers import AutoModel
 
-from datadreamer_like.errors import ArgumentTypeError, DefinitionError, EmptyDataset, MethodMisfit
+from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, EmptyDataset, MethodMisfit
 from datadreamer_like.evaluation import sensitivity
 from datadreamer_like.formats.modules import block_linears
 from datadreamer_like.models.trained.trained_model import TrainedModel
@@ -83,6 +83,10 @@ def test_tokens_of_a_language_model_count_without_padding(tmp_path: Path) -> Non
 def test_what_cannot_be_measured_is_refused(student: TrainedModel, tmp_path: Path) -> None:
     with pytest.raises(ArgumentTypeError, match="texts is one text"):
         sensitivity(student, "a mat")
+    with pytest.raises(ArgumentTypeError, match="texts must be a list of texts, not None"):
+        sensitivity(student, None)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="texts has None, which is not a text"):
+        sensitivity(student, ["a mat", None])  # type: ignore[list-item]
     with pytest.raises(EmptyDataset, match="texts is empty"):
         sensitivity(student, [])
     with pytest.raises(DefinitionError, match="bits is 9"):

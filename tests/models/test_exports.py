@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -21,7 +22,15 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from warm import printed_by
 
 from datadreamer_like import DataDreamer, pruning, quantization
-from datadreamer_like.errors import ArgumentTypeError, DefinitionError, EmptyDataset, MethodMisfit, StorageError
+from datadreamer_like.errors import (
+    ArgumentTypeError,
+    DataError,
+    DefinitionError,
+    EmptyDataset,
+    MethodMisfit,
+    MissingExtra,
+    StorageError,
+)
 from datadreamer_like.formats.modules import block_linears
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.models import Exported, LlamaCPP, TrainedModel
@@ -176,6 +185,13 @@ def test_transformers_runs_the_gptq_layout_packed(lm, tmp_path):
     assert Exported.read(folder).loads_in.startswith("transformers")
 
 
+@pytest.mark.skipif(find_spec("gptqmodel") is not None and find_spec("optimum") is not None, reason="both are here")
+def test_a_folder_for_packages_that_are_not_installed_names_them(lm, tmp_path):
+    folder = lm.export("gptq", to=tmp_path / "gptq", texts=TEXTS)
+    with pytest.raises(MissingExtra, match=r"cannot load .*gptq here: .*(optimum|gptqmodel)"):
+        _ = TrainedModel.load(folder).model
+
+
 def test_a_classifier_on_onnx_runtime_predicts_as_in_torch(classifier, graphs):
     student = TrainedModel.load(graphs["fp32"], runtime="onnx")
     texts = [*TEXTS, "", "cat " * 200]
@@ -217,6 +233,14 @@ def test_quantized_graphs_are_smaller_and_near(classifier, graphs):
         student = TrainedModel.load(graphs[precision], runtime="onnx")
         assert student.num_parameters == classifier.num_parameters
         assert np.isfinite(student.logits(TEXTS)).all()
+
+
+def test_a_graph_of_a_model_in_16_bits_is_compared_with_its_weights_and_not_with_its_rounding(classifier, tmp_path):
+    halved = quantization.Cast("bfloat16").apply(classifier.model)
+    student = TrainedModel.save(halved, classifier.tokenizer, tmp_path / "model")
+    folder = student.export("onnx", to=tmp_path / "graph", texts=TEXTS)
+    assert Exported.read(folder).distance < 1e-3
+    assert TrainedModel.load(folder, runtime="onnx").predict(TEXTS).labels == student.predict(TEXTS).labels
 
 
 def test_a_graph_runs_without_the_fusion_that_is_slower_than_its_parts(graphs, tmp_path):
@@ -307,6 +331,9 @@ def refusals() -> list[tuple[str, str, dict[str, Any], type[Exception], str]]:
         ("lm", "compressed-tensors", {"scheme": "W4A16", "group_size": -32}, DefinitionError, "group_size is -32"),
         ("lm", "compressed-tensors", {"scheme": "W4A16", "group_size": "32"}, ArgumentTypeError, "a whole number"),
         ("lm", "gptq", {"texts": "one text"}, ArgumentTypeError, "texts is one text, 'one text'"),
+        ("lm", "gptq", {"texts": 5}, ArgumentTypeError, "texts must be a list of texts, not 5"),
+        ("lm", "gptq", {"texts": {"a": "b"}}, ArgumentTypeError, "texts must be a list of texts"),
+        ("lm", "gptq", {"texts": ["a text", 5]}, DataError, "texts has 5, which is not a text"),
         ("lm", "gptq", {"texts": ["", ""]}, EmptyDataset, "empty ones only"),
         ("classifier", "gguf", {}, MethodMisfit, "llama.cpp generates text"),
         ("classifier", "gptq", {}, MethodMisfit, "decoders"),
@@ -323,6 +350,19 @@ def test_what_cannot_be_exported_is_refused_before_the_work(which, name, options
     assert not (tmp_path / "export").exists()
     if kind is MethodMisfit:
         assert trained.why_not_export(name, **options)
+
+
+def test_an_embedder_keeps_how_it_pools(tmp_path):
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+
+    tokenizer = tiny_models.word_pieces(TEXTS)
+    tiny_models.save(tiny_models.bert(tokenizer, transformers.BertModel), tokenizer, tmp_path / "encoder")
+    modules = [Transformer(str(tmp_path / "encoder")), Pooling(32, pooling_mode="cls")]
+    SentenceTransformer(modules=modules, device="cpu").save(str(tmp_path / "embedder"))
+    folder = TrainedModel.load(tmp_path / "embedder").export("compressed-tensors", to=tmp_path / "export")
+    for file in ("modules.json", "1_Pooling/config.json"):
+        assert (folder / file).read_text() == (tmp_path / "embedder" / file).read_text()
 
 
 def test_an_export_does_not_replace_the_model_that_it_is_made_of(classifier, tmp_path):

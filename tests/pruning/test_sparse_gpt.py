@@ -225,8 +225,8 @@ def test_options_that_make_no_sense_are_refused(options: dict[str, object], says
 
 
 def test_what_does_not_fit_is_refused_before_any_work() -> None:
-    with pytest.raises(MethodMisfit, match="no list of blocks"):
-        SparseGPT(0.5).apply(nn.Sequential(nn.Linear(4, 4)), [{}])
+    with pytest.raises(MethodMisfit, match="no linear layers"):
+        SparseGPT(0.5).apply(nn.Sequential(nn.Conv2d(4, 4, 3)), [{}])
     with pytest.raises(MethodMisfit, match="32 inputs of .* not a multiple of 5"):
         SparseGPT(pattern=(2, 5), block=10).apply(build("bert"), [{}])
     with pytest.raises(MethodMisfit, match="quantized already"):

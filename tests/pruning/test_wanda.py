@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from tiny_models import FAMILIES, batches, build, logits
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from datadreamer_like import kernels
 from datadreamer_like.errors import DataError, DefinitionError, EmptyDataset, MethodMisfit
 from datadreamer_like.formats import stored_bytes
 from datadreamer_like.formats.modules import linears, stacks, weight_of
@@ -150,8 +152,8 @@ def test_a_pattern_in_exclude_that_matches_nothing_is_reported(method: Any, capl
 
 
 def test_what_does_not_fit_is_refused_with_the_reason() -> None:
-    with pytest.raises(MethodMisfit, match="no list of blocks"):
-        Wanda(0.5).apply(nn.Sequential(nn.Linear(4, 4)), [{}])
+    with pytest.raises(MethodMisfit, match="no linear layers"):
+        Wanda(0.5).apply(nn.Sequential(nn.Conv2d(4, 4, 3)), [{}])
     with pytest.raises(MethodMisfit, match="32 inputs of .* not a multiple of 5"):
         Wanda(pattern=(2, 5)).apply(build("bert"), [{}])
     with pytest.raises(MethodMisfit, match="quantized already"):
@@ -162,3 +164,32 @@ def test_what_does_not_fit_is_refused_with_the_reason() -> None:
     with pytest.raises(DataError, match="Add labels, or decoder_input_ids"):
         Wanda(0.5).apply(t5, [{name: value for name, value in batches(t5)[0].items() if name != "labels"}])
     assert Magnitude(0.5).fits(nn.Sequential(nn.Linear(4, 4))) is None
+
+
+def test_a_module_without_a_list_of_blocks_is_one_block() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(31, 17), nn.ReLU(), nn.Linear(17, 5))
+    x = torch.randn(40, 31) * torch.rand(31)
+    small = Wanda(0.4).apply(model, [{"input": x[:25]}, {"input": x[25:]}])
+    for index, inputs in ((0, x), (2, model[:2](x).detach())):  # of the dense model
+        scores = model[index].weight.abs() * inputs.norm(dim=0)
+        dropped = scores.argsort(dim=1, stable=True)[:, : round(0.4 * scores.shape[1])]
+        wanted = model[index].weight.scatter(1, dropped, 0.0)
+        torch.testing.assert_close(small[index].weight, wanted, rtol=0, atol=0)
+
+
+def test_layers_that_run_several_times_are_measured_on_all_their_inputs_without_padding() -> None:
+    sizes = {"hidden_size": 16, "embedding_size": 8, "intermediate_size": 24, "num_attention_heads": 2}
+    config = transformers.AlbertConfig(vocab_size=90, num_hidden_layers=3, max_position_embeddings=16, **sizes)
+    model = transformers.AlbertForSequenceClassification(config).eval()
+    mask = torch.tensor([[1] * 6, [1, 1, 1, 0, 0, 0]])
+    name, seen = "albert.encoder.albert_layer_groups.0.albert_layers.0.attention.query", []
+    hook = model.get_submodule(name).register_forward_pre_hook(lambda _, args: seen.append(args[0][mask.bool()]))
+    batch = {"input_ids": torch.randint(5, 90, (2, 6)), "attention_mask": mask}
+    with torch.no_grad():
+        model(**batch)
+    hook.remove()
+    assert len(seen) == 3
+    weight = model.get_submodule(name).weight
+    kept = kernels.wanda_mask(weight, torch.cat(seen).norm(dim=0), 0.5)
+    assert torch.equal(Wanda(0.5).apply(model, [batch]).get_submodule(name).weight, weight * kept)

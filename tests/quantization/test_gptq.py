@@ -166,8 +166,8 @@ def test_bad_options_data_and_models_are_refused() -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(EmptyDataset, match=r"GPTQ.* got no calibration batch"):
         GPTQ().apply(model, [])
-    with pytest.raises(MethodMisfit, match="no list of blocks"):
-        GPTQ().apply(nn.Sequential(nn.Linear(4, 4)), batches(model))
+    with pytest.raises(MethodMisfit, match="no nn.Linear"):
+        GPTQ().apply(nn.Sequential(nn.Conv2d(4, 4, 3)), batches(model))
     with pytest.raises(MethodMisfit, match="quantized already"):
         GPTQ().apply(AbsMax().apply(model), batches(model))
     with torch.no_grad():
@@ -181,3 +181,18 @@ def test_bad_options_data_and_models_are_refused() -> None:
         model.model.layers[0].input_layernorm.weight.fill_(3e38)  # what it puts out overflows
     with pytest.raises(DataError, match="NaN or infinities"):
         GPTQ().apply(model, batches(model))
+
+
+def test_a_module_without_a_list_of_blocks_is_one_block() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(33, 16), nn.ReLU(), nn.Linear(16, 7))
+    x = torch.randn(200, 33) @ torch.randn(33, 33)
+    small = GPTQ(4, 16).apply(model, [{"input": x[:90]}, {"input": x[90:]}])
+    for index, inputs in ((0, x), (2, model[:2](x).detach())):
+        codes, scale = GPTQ(4, 16).quantized(model[index].weight, 2 / len(x) * inputs.T @ inputs)
+        torch.testing.assert_close(small[index].signed_codes(), codes, rtol=0, atol=1)
+        assert (small[index].signed_codes() == codes).double().mean() > 0.98
+        assert torch.equal(small[index].weight_scale, scale)
+    plain = AbsMax(4, 16).apply(model)
+    with torch.no_grad():
+        assert (small(x) - model(x)).norm() < 0.8 * (plain(x) - model(x)).norm()

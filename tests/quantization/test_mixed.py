@@ -69,5 +69,7 @@ def test_what_it_cannot_do_is_refused_before_any_work() -> None:
             Mixed({"*": method})
     with pytest.raises(MethodMisfit, match=r'for the pattern "\*.attention" and NF4, it has no'):
         Mixed({"*.attention": NF4(), "*": AbsMax()}).apply(model)
+    with pytest.raises(MethodMisfit, match=r'"\*.0.\*" also match "\*", which comes first.*narrower pattern first'):
+        Mixed({"*": AbsMax(), "*.0.*": NF4()}).apply(model)
     with pytest.raises(DefinitionError, match="measures the model on data"):
         Mixed({"*": GPTQ()}).apply(model)

@@ -10,8 +10,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from datadreamer_like.errors import (
     ArgumentTypeError,
+    DataError,
     DefinitionError,
     EmptyDataset,
     MethodMisfit,
@@ -22,6 +25,7 @@ from datadreamer_like.graph.card import CARD_NAME
 from datadreamer_like.storage.exports import local_path, new_export
 
 from ..quiet import quiet
+from ..trained.embedder_files import copy_modules
 from ..trained.hf_source import forget_gguf
 from ..trained.model_facts import count_parameters
 from ..trained.model_files import check_weights, write_card
@@ -54,7 +58,8 @@ def export_model(
     trained: Any, name: str, to: str | Path, texts: Iterable[str] | None, options: Mapping[str, Any]
 ) -> Path:
     """Writes a `TrainedModel`, whose `export` describes the arguments and errors."""
-    check_texts(texts)
+    if texts is not None:
+        check_texts(texts)
     form = None if name == SAFETENSORS and not options else _chosen(name, options)
     if not isinstance(to, str | Path):
         raise ArgumentTypeError(f"to must be the folder to write to, not {to!r:.100}.")
@@ -85,6 +90,7 @@ def export_model(
         with new_export(target, "Exporting a model", (CARD_NAME, EXPORT_NAME)) as draft:
             # Loaded again: a tokenizer that was used has the truncation of its last call.
             form.write(model, type(source)(source.path).tokenizer, draft, codes)
+            copy_modules(source.path, draft)
             write_card(draft, trained.card)
             _checked(form, model, tokenizer, draft, compared).write(draft)
     return target
@@ -200,7 +206,9 @@ def _compared(trained: Any, texts: Iterable[str] | None) -> list[str]:
     while texts is None and (source := _made_from(node)) is not None:
         columns = node.columns() if hasattr(node, "columns") else {}
         texts, node = columns.get("calibration"), source.node
-    found = _SAMPLE if texts is None else [str(text) for text in texts if text]
+    found = _SAMPLE if texts is None else [text for text in texts if text]
+    if wrong := [text for text in found if not isinstance(text, str)]:
+        raise DataError(f"texts has {wrong[0]!r:.100}, which is not a text.")
     if not found:
         raise EmptyDataset(
             "texts is empty, or has empty ones only, so the export cannot be compared with the model. Pass a few, or "
@@ -214,7 +222,9 @@ def _checked(form: Any, model: Any, tokenizer: Any, draft: Path, texts: list[str
     """Runs the written files in their runtime; raises `MethodMisfit` if they compute something else."""
     from .logits import distance, logits_for_texts
 
-    wanted, found = logits_for_texts(model, tokenizer, texts), form.logits(draft, tokenizer, texts)
+    # Some runtimes compute in fp32 what was trained in 16 bits: the rounding of bf16 is not an error of theirs.
+    exact = model if model.dtype == torch.float32 else copy.deepcopy(model).float()
+    wanted, found = logits_for_texts(exact, tokenizer, texts), form.logits(draft, tokenizer, texts)
     apart = distance(wanted, found, shifted=form.name == "gguf")
     if not apart <= form.tolerance:
         raise MethodMisfit(

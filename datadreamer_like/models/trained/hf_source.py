@@ -17,6 +17,7 @@ from datadreamer_like.errors import (
     DataDreamerError,
     DataError,
     HubError,
+    MissingExtra,
     StorageError,
     UnknownModel,
 )
@@ -170,6 +171,7 @@ def loading(source: HFSource, *, weights: bool = False) -> Iterator[None]:
         UnknownModel: There is no model, or a file of it is missing.
         HubError: The model is not here, and the Hub is unavailable.
         DataError: The files do not fit each other.
+        MissingExtra: A package that loads weights of this form is not installed.
     """
     if weights and source.folder is not None:
         check_weights(source.folder)
@@ -185,6 +187,8 @@ def loading(source: HFSource, *, weights: bool = False) -> Iterator[None]:
                 f"{damage}. Make the model again, or restore the file: a finished run of a script makes again what it "
                 "finds damaged."
             ) from error
+        if isinstance(error, ImportError):
+            raise MissingExtra(f"transformers cannot load {source.name} here: {error}") from error
         if isinstance(error, OSError):
             if "connect" in str(error).lower() or "offline" in str(error).lower():
                 raise HubError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,6 +129,8 @@ def hand_over(
 
 
 def check_texts(texts: object) -> None:
-    """Raises `ArgumentTypeError` if `texts` is one text."""
+    """Raises `ArgumentTypeError` if `texts` is one text, or not several of anything."""
     if isinstance(texts, str):
         raise ArgumentTypeError(f"texts is one text, {texts[:40]!r}; it must be a list of texts. Put it into a list.")
+    if isinstance(texts, Mapping) or not isinstance(texts, Iterable):
+        raise ArgumentTypeError(f"texts must be a list of texts, not {texts!r:.100}.")
