@@ -16,7 +16,9 @@ from flaky_server import FlakyServer, Reply, error, prompt_of
 from user_scripts import Script, files_of
 
 from datadreamer_like import DataDreamer, errors
+from datadreamer_like.graph import Card
 from datadreamer_like.models import OpenAI
+from datadreamer_like.models.trained.model_files import check_weights, write_card
 from datadreamer_like.steps import (
     CSVDataSource,
     DataFromPrompt,
@@ -465,7 +467,13 @@ def test_no_permission_is_one_clear_error(tmp_path: Path) -> None:
         DataSource("Rows", data={"text": ["a"]})
         # All that the other user will do, so that every module is loaded that it might not be able to read.
         CSVDataSource("Read", data_files=str(secret)).export_to_csv(tmp_path / "rows.csv")
+    model = tmp_path / "model"
+    model.mkdir()
+    weights = model / "model.safetensors"
+    weights.write_bytes(b"weights")
+    write_card(model, Card("Model", "trainer", "TrainHFClassifier"))
     secret.chmod(0)
+    weights.chmod(0)
     for path in [folder, *folder.rglob("*")]:
         path.chmod(0o555 if path.is_dir() else 0o444)
     public = [tmp_path, *(path for path in tmp_path.parents if path.name.startswith(("pytest-", "popen-")))]
@@ -492,8 +500,12 @@ def test_no_permission_is_one_clear_error(tmp_path: Path) -> None:
         with DataDreamer(free / "session"):
             DataSource("Rows", data={"text": ["a"]}).export_to_csv(folder / "rows.csv")
 
+    def load_that() -> None:
+        check_weights(model)
+
     try:
         for work, place in (
+            (load_that, weights),
             (write_there, folder),
             (make_it_there, folder / "deeper"),
             (read_that, secret),

@@ -10,6 +10,7 @@ from pathlib import Path
 from datadreamer_like.graph import Card
 from datadreamer_like.graph.card import CARD_NAME
 from datadreamer_like.storage.digests import check_states, file_digest, file_states
+from datadreamer_like.storage.folders import explained
 
 from ..exports.report import EXPORT_NAME
 
@@ -50,7 +51,7 @@ def check_weights(folder: Path) -> None:
     """Checks that the weights in a model's folder are those that its card was written for; one without is not checked.
 
     Raises:
-        StorageError: A file is missing, cut off or changed.
+        StorageError: A file is missing, cut off, changed, or not readable for this user.
     """
     states: dict[str, tuple[int, str]] = {}
     with suppress(OSError, ValueError, AttributeError):  # a damaged card says nothing of the weights
@@ -59,7 +60,8 @@ def check_weights(folder: Path) -> None:
         "Make the model again, or restore the file: a finished run of a script makes again what it finds damaged. "
         f"To use the file as it is, delete {CARD_NAME}."
     )
-    check_states(folder, states, "it was saved", advice)
+    with explained("Reading a model", folder):
+        check_states(folder, states, "it was saved", advice)
 
 
 def damage_of(folder: Path) -> str | None:
