@@ -33,6 +33,8 @@ class CompressionMethod(ABC):
         needs_calibration: Whether `apply` needs `calibration`.
         needs_gradients: Whether `change` runs with gradients enabled.
         changes_tokenizer: Whether the tokenizer is changed too. `calibration` is then texts, not batches.
+        states_widths: False if layers end up with widths that no config of transformers states, so that the result
+            loads only where this package does; a stage says so before it begins.
         papers: arXiv ids of the method's papers, such as "2306.11695", cited on the card of a result.
         result_version: Incremented when the same options give another result.
     """
@@ -41,6 +43,7 @@ class CompressionMethod(ABC):
     needs_calibration: ClassVar[bool] = False
     needs_gradients: ClassVar[bool] = False
     changes_tokenizer: ClassVar[bool] = False
+    states_widths: ClassVar[bool] = True
     papers: ClassVar[tuple[str, ...]] = ()
     result_version: ClassVar[int] = 1
 

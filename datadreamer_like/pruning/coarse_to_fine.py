@@ -92,6 +92,7 @@ class CoarseToFine(PrunesWhileTraining):
     kind = "pruning"
     needs_calibration = True
     needs_gradients = True
+    states_widths = False
     papers = ("2204.00408",)
 
     def __post_init__(self) -> None:

@@ -64,6 +64,7 @@ class ForwardOnly(CompressionMethod):
 
     kind = "pruning"
     needs_calibration = True
+    states_widths = False
     papers = ("2402.05406",)
 
     def __post_init__(self) -> None:

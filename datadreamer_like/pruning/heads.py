@@ -53,6 +53,7 @@ class Heads(CompressionMethod):
     kind = "pruning"
     needs_calibration = True
     needs_gradients = True
+    states_widths = False
     papers = ("1905.10650",)
 
     def __post_init__(self) -> None:

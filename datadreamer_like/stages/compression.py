@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, TypedDict
@@ -30,6 +31,8 @@ from datadreamer_like.models.trained.model_node import ModelNode
 from datadreamer_like.models.trained.trained_model import TrainedModel, loaded
 
 from .stage import Stage, model_argument, origins
+
+logger = logging.getLogger("datadreamer_like")
 
 
 class CompressionOptions(TypedDict, total=False):
@@ -153,6 +156,12 @@ class Compression(Stage, ModelNode):
                 if reason:
                     fits_not = f"{self.method} does not fit {type(source.model).__name__}: {reason}"
                     raise MethodMisfit(f'"{self.name}": {fits_not}')
+                if not self.method.states_widths:
+                    logger.info(
+                        "%s: its layers will have different widths, so it loads in transformers after `import "
+                        "datadreamer_like.formats`, not in vLLM or llama.cpp; for these use pruning.Width or Layers",
+                        self.name,
+                    )
                 self.usage.note = f"applying {self.method}"
                 data: Any = None
                 if self._calibration:

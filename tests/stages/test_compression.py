@@ -119,6 +119,15 @@ def test_layers_are_measured_on_the_calibration_texts(session: DataDreamer, good
     assert slim.usage.rows == slim.usage.total_rows == 100
 
 
+@pytest.mark.parametrize(("method", "said"), [(Heads(sparsity=0.5), True), (Layers(keep=1), False)])
+def test_a_result_that_only_loads_here_is_announced(
+    session: DataDreamer, good: Path, column: Column, caplog: pytest.LogCaptureFixture, method: Any, said: bool
+) -> None:
+    with caplog.at_level("INFO", "datadreamer_like"):
+        Prune("Slim", good, method, column("text"))
+    assert ("Slim: its layers will have different widths" in caplog.text) is said
+
+
 def test_card_says_what_was_done_and_from_what(session: DataDreamer, good: Path, column: Column):
     slim = Prune("Fewer heads", good, Heads(sparsity=0.5), column("text"))
     sparse = Prune("Fewer weights", slim, Magnitude(sparsity=0.5))
