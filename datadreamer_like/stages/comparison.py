@@ -173,10 +173,11 @@ class Comparison:
     def _notes(self) -> list[str]:
         where = ", ".join(dict.fromkeys(self.devices))
         threads = f"{self.threads} thread" + ("s" if self.threads != 1 else "")
+        rounds = f"{self.rounds} round" + ("s" if self.rounds != 1 else "")
         return [
             self._judge.note(self.rows, self.facts, self.names[self.baseline]),
-            f"Timed in turn, {self.rounds} rounds, on {where} with {threads}, {self._judge.timed}: latency of one row "
-            f"alone, throughput in batches of {self.batch_size}.",
+            f"Timed in turn, {rounds}, on {where} with {threads}, {self._judge.timed}: latency of one row alone, "
+            f"throughput in batches of {self.batch_size}.",
         ]
 
 

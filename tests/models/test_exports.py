@@ -37,6 +37,7 @@ from datadreamer_like.models import Exported, LlamaCPP, TrainedModel
 from datadreamer_like.models.exports.logits import distance, logits_for_texts
 from datadreamer_like.models.exports.write import export_formats
 from datadreamer_like.models.llms.gguf import read_gguf_header
+from datadreamer_like.models.trained.embedder_files import copy_modules
 from datadreamer_like.stages import Calibrate, Quantize
 from datadreamer_like.steps import DataSource
 
@@ -106,6 +107,11 @@ def test_llama_cpp_and_transformers_read_one_gguf_file_alike(lm, kind, bound, tm
     assert 0 < apart < 1.2 * report.distance < 3 * apart + 3e-3
     assert isinstance(TrainedModel.load(folder).model, transformers.LlamaForCausalLM)
     assert len(LlamaCPP(str(folder)).run(["a small"], max_new_tokens=2)) == 1
+
+
+def test_a_gguf_file_has_no_modules_of_an_embedder(lm, tmp_path):
+    copy_modules(str(lm.export("gguf", to=tmp_path / "export", type="F16") / "model.gguf"), tmp_path / "other")
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_gguf_file_has_the_bits_that_its_type_names(lm, tmp_path):

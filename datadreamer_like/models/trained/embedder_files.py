@@ -13,9 +13,9 @@ _OF_MODULE = ("config.json", "model.safetensors", "pytorch_model.bin")
 def copy_modules(source: str, folder: Path) -> None:
     """Copies the other modules of an embedder, a folder or an id on the Hub, to a folder with its changed transformer.
 
-    Nothing is copied if `source` is no embedder.
+    Nothing is copied if `source` is no embedder, such as a GGUF file.
     """
-    listed = _file(source, "modules.json")
+    listed = None if Path(source).is_file() else _file(source, "modules.json")
     modules = [] if listed is None else json.loads(listed.read_text(encoding="utf-8"))
     if not modules or modules[0]["path"]:  # the transformer of most is in the folder itself
         return
