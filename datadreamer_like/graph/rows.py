@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from datadreamer_like.storage.schemas import with_schema
 from datadreamer_like.storage.tables import rebatched as rebatched
+from datadreamer_like.storage.tables import taken_rows
 from datadreamer_like.storage.values import pickled_columns, to_columns, with_features
 
 from .node import Node
@@ -58,11 +59,11 @@ class Table:
             yield from self.data.to_batches(max_chunksize=size)
             return
         for start in range(0, len(self.indices), size):
-            yield from self.data.take(pa.array(self.indices[start : start + size])).combine_chunks().to_batches()
+            yield from taken_rows(self.data, self.indices[start : start + size]).combine_chunks().to_batches()
 
     def whole(self) -> pa.Table:
         """Returns the rows as one Arrow table."""
-        return self.data if self.indices is None else self.data.take(pa.array(self.indices))
+        return self.data if self.indices is None else taken_rows(self.data, self.indices)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from functools import partial, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 
 from datadreamer_like.errors import StepOutputTypeError, StorageError
@@ -31,6 +32,10 @@ _SCHEMA = "columns.schema"
 # Small batches are joined: random access is faster in few large ones.
 _ROWS_AT_ONCE = 16_384
 _BYTES_AT_ONCE = 16 * 2**20
+# Positions that are read by slices, and the bytes of a table below which copying all of it is faster than its chunks.
+_SLICED_ROWS = 32
+_COPIED_BYTES = 128 * 2**20
+_SAMPLED_ROWS = 1_000
 
 
 class TableWriter:
@@ -239,6 +244,30 @@ def portions(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[list[pa.R
                 held, room = [], size
     if held:
         yield held
+
+
+def taken_rows(data: pa.Table, positions: np.ndarray[Any, Any]) -> pa.Table:
+    """Returns the rows of a table at some positions, 0 or more, in that order.
+
+    Arrow's own `take` first copies each column as a whole, which may be larger than the memory, and fails if texts are
+    longer than 2 GB together. Here only chunks that hold the rows are read.
+    """
+    if len(positions) <= _SLICED_ROWS:
+        slices = [data.slice(position, 1) for position in positions.tolist()]
+        return pa.concat_tables(slices) if slices else data.slice(0, 0)
+    sample = data.slice(0, _SAMPLED_ROWS)
+    if sample.nbytes * data.num_rows <= _COPIED_BYTES * sample.num_rows:
+        return data.take(pa.array(positions))
+    order = np.argsort(positions, kind="stable")
+    ordered, parts, start, place = positions[order], [], 0, 0
+    for batch in data.to_batches():
+        end = place + int(np.searchsorted(ordered[place:], start + batch.num_rows))
+        if end > place:
+            parts.append(batch.take(pa.array(ordered[place:end] - start)))
+        start, place = start + batch.num_rows, end
+    places = np.empty(len(order), dtype=np.int64)
+    places[order] = np.arange(len(order))
+    return pa.Table.from_batches(parts, data.schema).combine_chunks().take(pa.array(places))
 
 
 def rebatched(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.RecordBatch]:

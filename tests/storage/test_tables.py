@@ -8,6 +8,7 @@ import torch
 
 from datadreamer_like.errors import StepOutputTypeError, StorageError
 from datadreamer_like.graph.rows import Rows
+from datadreamer_like.storage import tables
 from datadreamer_like.storage.tables import TableWriter, as_dataset, open_table, read_table
 
 
@@ -139,3 +140,27 @@ def test_a_damaged_or_removed_table_says_what_to_do(tmp_path):
         read_table(folder)
     with pytest.raises(StorageError, match="were removed"):
         read_table(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("copied", [0, 1 << 27])
+def test_rows_are_taken_from_any_chunks_in_any_order(copied: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "_COPIED_BYTES", copied)
+    texts, random = pa.array([f"text {row}" for row in range(500)]), np.random.default_rng(0)
+    chunks = [texts.slice(0, 3), texts.slice(3, 0), texts.slice(3, 200), texts.slice(203)]
+    other = pa.chunked_array([pa.array([[row] for row in range(250)]), pa.array([[row] for row in range(250, 500)])])
+    table = pa.table({"text": pa.chunked_array(chunks), "number": other})
+    for count in (0, 1, 32, 33, 500, 1_200):
+        positions = random.integers(0, 500, count)
+        taken = tables.taken_rows(table, positions)
+        assert taken.schema == table.schema
+        assert taken.to_pylist() == [{"text": f"text {row}", "number": [row]} for row in positions.tolist()]
+
+
+def test_rows_of_a_table_of_more_than_two_gigabytes_are_taken_from_their_chunks_alone() -> None:
+    chunk = pa.array([f"{row:04} " + "x" * 3_000 for row in range(1_000)])
+    table = pa.table({"text": pa.chunked_array([chunk] * 1_000)})  # one chunk, 1,000 times: 3 GB that take 3 MB
+    positions = np.random.default_rng(0).integers(0, len(table), 100)
+    before = pa.default_memory_pool().max_memory()
+    taken = tables.taken_rows(table, positions)
+    assert [text[:4] for text in taken["text"].to_pylist()] == [f"{row % 1_000:04}" for row in positions.tolist()]
+    assert pa.default_memory_pool().max_memory() - before < 2**24
