@@ -199,7 +199,10 @@ class TrainEmbeddingClassifier(TrainHFClassifier):
         return Fit(head.metrics, 1.0, history)
 
     def _embeddings(self, run: Run, examples: Examples, split: str) -> np.ndarray[Any, Any]:
-        """Returns the embeddings of a split's rows; those of the same tokens are in the session's cache folder."""
+        """Returns the embeddings of a split's rows; those of the same tokens are in the session's cache folder.
+
+        They are stored under the encoder's weights as they are now: a subclass may have trained them.
+        """
         model, task, usage = run.model.to(run.device).eval(), run.task, current_usage()
         usage.total_rows = len(run.train) + len(run.validation)
         usage.note = f"embedding the {split} rows"
@@ -217,8 +220,9 @@ class TrainEmbeddingClassifier(TrainHFClassifier):
 
         session = current_session()
         cache = (session.cache_folder if session is not None else None) or run.folder
-        decides = [self.start or self._origin.identity, model.config.pooling, self.normalize, self.further]
-        name = fingerprint(decides, "the frozen encoder")
+        weights = {name: value.cpu() for name, value in model.encoder.state_dict().items()}
+        of = [self.start or self._origin.identity, self.further, weights, model.config.pooling, self.normalize]
+        name = fingerprint(of, "the encoder")
         store = SignalStore(cache / "embeddings" / name, "the embeddings")
         before = usage.rows
         keys = [row_key(examples[row], task.read_by_model) for row in range(len(examples))]

@@ -263,7 +263,7 @@ def test_the_target_rises_linearly_and_what_is_removed_is_decided_once() -> None
         (lambda: CoarseToFine(0.5, schedule=None), "CoarseToFine needs one"),
         (lambda: CoarseToFine(0.5, epochs=0), "number of passes"),
         (lambda: CoarseToFine(0.5, learning_rate=0.0), "above 0"),
-        (lambda: CoarseToFine(0.5, gate_learning_rate=-1.0), "above 0, or None"),
+        (lambda: CoarseToFine(0.5, gate_learning_rate=-1.0), "gate_learning_rate is -1.0; it must be over 0"),
         (lambda: Linear(rise=0.7, cooldown=0.4), "at most 1"),
         (lambda: Linear(rise=1.5), "under 1"),
     ],

@@ -312,8 +312,8 @@ def test_adapters_are_to_be_merged_first():
     import peft
 
     adapted = peft.get_peft_model(build("llama"), peft.LoraConfig(target_modules=["q_proj"]))
-    assert "merge_and_unload" in DynamicInt8().fits(adapted)
-    assert DynamicInt8().fits(adapted.merge_and_unload()) is None
+    assert "merge_and_unload" in DynamicInt8().why_not(adapted)
+    assert DynamicInt8().why_not(adapted.merge_and_unload()) is None
 
 
 def test_the_example_is_deterministic():
