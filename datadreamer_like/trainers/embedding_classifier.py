@@ -183,10 +183,10 @@ class TrainEmbeddingClassifier(TrainHFClassifier):
         """Embeds the rows and fits the head; the embeddings and each fit are kept, so that a killed run resumes."""
         model, classes, task = run.model, run.model.config.num_labels, run.task
         assert isinstance(task, Classification)
-        parts: list[Rows] = []
+        store, parts = self._store(run), list[Rows]()
         for split, examples in (("train", run.train), ("validation", run.validation)):
             batch = {**task.label_batch(examples.fields), "rows": torch.arange(len(examples))}
-            features = self._embeddings(run, examples, split)
+            features = self._embeddings(run, examples, split, store)
             parts.append(Rows(features, batch, run.teachers[split](batch, classes)))
         train, validation = parts
         head, history = fit_logistic(
@@ -198,11 +198,16 @@ class TrainEmbeddingClassifier(TrainHFClassifier):
         model.eval()
         return Fit(head.metrics, 1.0, history)
 
-    def _embeddings(self, run: Run, examples: Examples, split: str) -> np.ndarray[Any, Any]:
-        """Returns the embeddings of a split's rows; those of the same tokens are in the session's cache folder.
+    def _store(self, run: Run) -> SignalStore:
+        """Returns the embeddings in the session's cache folder, of the encoder's weights: a subclass may train them."""
+        session, config = current_session(), run.model.config
+        cache = (session.cache_folder if session is not None else None) or run.folder
+        weights = {name: value.cpu() for name, value in run.model.encoder.state_dict().items()}
+        of = [self.start or self._origin.identity, self.further, weights, config.pooling, self.normalize]
+        return SignalStore(cache / "embeddings" / fingerprint(of, "the encoder"), "the embeddings")
 
-        They are stored under the encoder's weights as they are now: a subclass may have trained them.
-        """
+    def _embeddings(self, run: Run, examples: Examples, split: str, store: SignalStore) -> np.ndarray[Any, Any]:
+        """Returns the embeddings of a split's rows, after computing those that are not stored."""
         model, task, usage = run.model.to(run.device).eval(), run.task, current_usage()
         usage.total_rows = len(run.train) + len(run.validation)
         usage.note = f"embedding the {split} rows"
@@ -218,12 +223,6 @@ class TrainEmbeddingClassifier(TrainHFClassifier):
                     usage.add(rows=len(part))
                     yield from zip(part, ({"embedding": value} for value in values), strict=True)
 
-        session = current_session()
-        cache = (session.cache_folder if session is not None else None) or run.folder
-        weights = {name: value.cpu() for name, value in model.encoder.state_dict().items()}
-        of = [self.start or self._origin.identity, self.further, weights, model.config.pooling, self.normalize]
-        name = fingerprint(of, "the encoder")
-        store = SignalStore(cache / "embeddings" / name, "the embeddings")
         before = usage.rows
         keys = [row_key(examples[row], task.read_by_model) for row in range(len(examples))]
         found = store.collect(keys, embedded).batch(range(len(examples)))["embedding"]
