@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import importlib.util
 import os
+import random
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,6 +48,16 @@ CHAT_TEMPLATE = (
 
 
 _loaded = 0
+
+
+@pytest.fixture(autouse=True)
+def _same_random_numbers() -> None:
+    """Lets a test draw the same random numbers whatever ran before it in its process."""
+    random.seed(0)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(0)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
 
 
 @pytest.fixture(autouse=True)
