@@ -17,6 +17,7 @@ from datadreamer_like.formats import foreign
 from datadreamer_like.formats.quantizer import has_codes
 
 from .calibration import Batches, Corpus
+from .zeros import refilled
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 TokenizerT = TypeVar("TokenizerT")
@@ -112,7 +113,21 @@ class CompressionMethod(ABC):
                 )
         with torch.set_grad_enabled(self.needs_gradients):
             self.change(small, data)
+        self.warn_of_refilled(model, small)
         return small if tokenizer is None else (small, tokenizer)
+
+    def warn_of_refilled(self, before: nn.Module, after: nn.Module) -> None:
+        """Warns if weights that were pruned to zero are other numbers in the quantized model."""
+        lost, zeros = refilled(before, after) if self.kind == "quantization" else (0, 0)
+        if lost:
+            logging.getLogger("datadreamer_like").warning(
+                "%s: %s of the %s weights that pruning had set to zero are other numbers now: its codes hold no exact "
+                "zero for them. To keep the zeros use a method of evenly spaced codes, such as AbsMax, GPTQ, QAT or "
+                "DynamicInt8, or NF4.",
+                self,
+                f"{lost:,}",
+                f"{zeros:,}",
+            )
 
     def _check(self, model: nn.Module, calibration: object, tokenizer: object) -> None:
         if not isinstance(model, nn.Module):
