@@ -17,6 +17,7 @@ from datadreamer_like.formats import foreign
 from datadreamer_like.formats.quantizer import has_codes
 
 from .calibration import Batches, Corpus
+from .zeros import refilled
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 TokenizerT = TypeVar("TokenizerT")
@@ -33,8 +34,7 @@ class CompressionMethod(ABC):
         needs_calibration: Whether `apply` needs `calibration`.
         needs_gradients: Whether `change` runs with gradients enabled.
         changes_tokenizer: Whether the tokenizer is changed too. `calibration` is then texts, not batches.
-        states_widths: False if layers end up with widths that no config of transformers states, so that the result
-            loads only where this package does; a stage says so before it begins.
+        states_widths: False if layers end up with widths that no config of transformers states.
         papers: arXiv ids of the method's papers, such as "2306.11695", cited on the card of a result.
         result_version: Incremented when the same options give another result.
     """
@@ -67,6 +67,13 @@ class CompressionMethod(ABC):
         if hasattr(model, "peft_config"):
             adapters = "it has adapters on its weights. Merge them first: model.merge_and_unload()."
         return foreign(model) or adapters or self.fits(model) or why_not_finite(model.named_parameters())
+
+    def why_only_here(self, model: nn.Module) -> str | None:
+        """The reason why the result for this model loads only where this package does, or None.
+
+        A stage says it before it begins. Codes of few bits and sparse storage are not asked about: they always need it.
+        """
+        return None if self.states_widths else "its layers will have different widths"
 
     def fits_tokenizer(self, model: nn.Module, tokenizer: Any) -> str | None:
         """The reason why the method cannot change this tokenizer, or None; asked if `changes_tokenizer`."""
@@ -112,7 +119,21 @@ class CompressionMethod(ABC):
                 )
         with torch.set_grad_enabled(self.needs_gradients):
             self.change(small, data)
+        self.warn_of_refilled(model, small)
         return small if tokenizer is None else (small, tokenizer)
+
+    def warn_of_refilled(self, before: nn.Module, after: nn.Module) -> None:
+        """Warns if weights that were pruned to zero are other numbers in the quantized model."""
+        lost, zeros = refilled(before, after) if self.kind == "quantization" else (0, 0)
+        if lost:
+            logging.getLogger("datadreamer_like").warning(
+                "%s: %s of the %s weights that pruning had set to zero are other numbers now: its codes hold no exact "
+                "zero for them. To keep the zeros use a method of evenly spaced codes, such as AbsMax, GPTQ, QAT or "
+                "DynamicInt8, or NF4.",
+                self,
+                f"{lost:,}",
+                f"{zeros:,}",
+            )
 
     def _check(self, model: nn.Module, calibration: object, tokenizer: object) -> None:
         if not isinstance(model, nn.Module):

@@ -15,6 +15,7 @@ from datadreamer_like.errors import DefinitionError, MethodMisfit
 
 from .calibration import Batches, as_list, loss_on, on_device
 from .method import CompressionMethod, why_not_finite
+from .zeros import masks, reapply
 
 
 class CompressesWhileTraining(CompressionMethod):
@@ -55,7 +56,7 @@ def train_on_batches(
 ) -> None:
     """Trains a model in place by AdamW, without weight decay, on calibration batches, while the method changes it.
 
-    If the method has an objective, the model as it was is the teacher.
+    If the method has an objective, the model as it was is the teacher. Weights that were pruned before stay zero.
 
     Raises:
         MethodMisfit: The model has nothing that learns, is in fp16, or became infinite or NaN.
@@ -68,6 +69,7 @@ def train_on_batches(
     batches, training = as_list(calibration, model, method), model.training
     model.eval()  # dropout would make the result depend on the state of the random generator
     loss, modules = _loss_of(method, model)
+    kept = masks(model)
     method.begin(model)
     trainable = [each for each in (*model.parameters(), *modules.parameters()) if each.requires_grad]
     if not trainable:
@@ -81,6 +83,7 @@ def train_on_batches(
         found = loss(model, batches[(step - 1) % len(batches)])
         found.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
+        reapply(model, kept)
         optimizer.zero_grad()
         if not found.isfinite() or why_not_finite(model.named_parameters()):
             raise MethodMisfit(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any, cast
 
@@ -21,7 +21,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from datadreamer_like.errors import MethodMisfit, NewerFormat, StorageError
 
 from .layout import CodedModule, Entry, in_order, kind_of, name_in, renamed
-from .modules import replace_modules
+from .modules import replace_modules, stacks
 
 METHOD = "datadreamer_like"
 _FORMAT = 1
@@ -206,6 +206,8 @@ def load(folder: str | os.PathLike[str], **options: Any) -> nn.Module:
             f"The files of {folder} hold {unread[0]}, a part of quantized or sparse weights that config.json does not "
             "describe: one of the files was changed or replaced. Make the model again, or restore its files."
         )
+    if wrong := _other_blocks(model, found["missing_keys"], found["unexpected_keys"]):
+        raise StorageError(f"{folder}: {wrong} Make the model again, or restore its files.")
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
     lacking = sorted(name for name in found["missing_keys"] if not name.startswith(prefix))
     if lacking and hasattr(model, prefix[:-1]):
@@ -214,6 +216,28 @@ def load(folder: str | os.PathLike[str], **options: Any) -> nn.Module:
             f"{lacking[0]}. Make the model again, or restore its files."
         )
     return cast(nn.Module, model)
+
+
+def _other_blocks(model: nn.Module, missing: Iterable[str], unread: Iterable[str]) -> str | None:
+    """The reason why a model has other blocks than the files that it was loaded from; None if it has theirs."""
+    for stack in stacks(model):
+        count, start = len(stack.blocks), f"{stack.name}."
+        lacking = sorted(name for name in missing if name.startswith(start))
+        beyond = sorted(
+            name
+            for name in unread
+            if name.startswith(start)
+            and (index := name[len(start) :].partition(".")[0]).isdigit()
+            and int(index) >= count
+        )
+        says = f"config.json states {count} layers (num_hidden_layers, or its name in this architecture), and"
+        if beyond:
+            return f"{says} the files hold more, such as {beyond[0]}, which would be left out."
+        if lacking:
+            return (
+                f"{says} the files lack {len(lacking):,} of their weights, such as {lacking[0]}, which would be random."
+            )
+    return None
 
 
 def has_codes(model: nn.Module) -> bool:

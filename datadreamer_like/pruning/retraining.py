@@ -1,30 +1,13 @@
-"""Keeps pruned weights zero while a sparse model is retrained, and the schedule of gradual pruning."""
+"""The schedule of gradual pruning, and what keeps pruned weights zero while a sparse model is retrained."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
-from torch import nn
-
 from datadreamer_like.compression.method import check_share
+from datadreamer_like.compression.zeros import masks as masks
+from datadreamer_like.compression.zeros import reapply as reapply
 from datadreamer_like.errors import DefinitionError
-from datadreamer_like.formats.sparse import sparse_names
-
-
-def masks(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Returns the mask of each pruned parameter, True for non-zero weights; compute them before training."""
-    parameters = dict(model.named_parameters())
-    return {name: parameters[name].detach() != 0 for name in sparse_names(model) if name in parameters}
-
-
-@torch.no_grad()
-def reapply(model: nn.Module, kept: Mapping[str, torch.Tensor]) -> None:
-    """Sets all weights outside the masks to zero, in place; call it after each optimizer step, which updates them."""
-    parameters = dict(model.named_parameters())
-    for name, mask in kept.items():
-        parameters[name].mul_(mask.to(parameters[name].device))
 
 
 def cubic_sparsity(

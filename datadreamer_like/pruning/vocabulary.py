@@ -6,6 +6,7 @@ import copy
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from typing import Any, cast
@@ -29,7 +30,9 @@ class Vocabulary(CompressionMethod):
     Special tokens are always kept, and with each token those that the tokenizer needs to build it: the merges that lead
     to it (BPE), its characters (WordPiece, Unigram), the bytes (byte-level or byte fallback). Text of kept tokens is
     tokenized as before, with ids in the same order and equal logits; other text is split into shorter kept pieces, or
-    becomes the unknown token if there are none. The saved model and tokenizer load in plain transformers.
+    becomes the unknown token if there are none. What the chat template writes around messages is kept like the corpus.
+    Token ids in the generation config move too; sequences with a removed token leave lists such as `bad_words_ids`. The
+    saved model and tokenizer load in plain transformers.
 
     Attributes:
         size: Maximum number of tokens, special ones included; the most frequent are kept. None keeps all that occur.
@@ -43,6 +46,7 @@ class Vocabulary(CompressionMethod):
     kind = "pruning"
     needs_calibration = True
     changes_tokenizer = True
+    result_version = 2
 
     def __post_init__(self) -> None:
         check_number(self.size, "size", 1, whole=True, optional=True)
@@ -72,6 +76,8 @@ class Vocabulary(CompressionMethod):
         tokenizer, rows = calibration.tokenizer, cast(Any, model).get_input_embeddings().num_embeddings
         subwords = Subwords(tokenizer.backend_tokenizer)
         special = {token for _, _, ids in _token_ids(model) for token in ids if 0 <= token < rows}
+        for ids in subwords.encode(_around_messages(tokenizer)):
+            special |= set().union(*map(subwords.parts, ids))
         kept = self._choose(subwords, calibration.texts, special)
         new_id = {old: new for new, old in enumerate(kept)}
         _trim_model(model, kept, new_id)
@@ -82,8 +88,8 @@ class Vocabulary(CompressionMethod):
         kept = subwords.always_needed() | special
         if self.size is not None and len(kept) > self.size:
             raise MethodMisfit(
-                f"size={self.size} is too small: the special and fallback tokens alone are {len(kept)}. "
-                "Choose a larger size."
+                f"size={self.size} is too small: special and fallback tokens alone, with those of the chat template, "
+                f"are {len(kept)}. Choose a larger size."
             )
         for token, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
             added = subwords.parts(token) - kept
@@ -101,6 +107,20 @@ def _count(subwords: Subwords, corpus: Iterable[str]) -> Counter[int]:
     if not counts:
         raise EmptyDataset("Vocabulary got no text to count tokens in. Pass the texts that the model will see.")
     return counts
+
+
+def _around_messages(tokenizer: Any) -> list[str]:
+    """What a chat template writes for messages of each role that it takes, without any text in them."""
+    if not getattr(tokenizer, "chat_template", None):
+        return []
+    found = []
+    for roles in (["user"], ["user", "assistant"], ["system", "user", "assistant"], ["user", "assistant", "tool"]):
+        messages = [{"role": role, "content": ""} for role in roles]
+        for more in (False, True):
+            # Templates refuse roles that they do not have, by errors of many classes.
+            with suppress(Exception):
+                found.append(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=more))
+    return found
 
 
 def _checked(corpus: Iterable[str]) -> Iterator[str]:
@@ -135,6 +155,21 @@ def _trim_model(model: Any, kept: list[int], new_id: dict[int, int]) -> None:
     for config, name, ids in _token_ids(model):
         moved = [new_id.get(token, token) for token in ids]
         setattr(config, name, moved if isinstance(getattr(config, name), list) else moved[0])
+    _move_lists(getattr(model, "generation_config", None), new_id)
+
+
+def _move_lists(config: Any, new_id: Mapping[int, int]) -> None:
+    """Moves the token ids that steer a generation; what names a removed token, which never comes up, is left out."""
+    for name in ("suppress_tokens", "begin_suppress_tokens"):
+        if tokens := getattr(config, name, None):
+            setattr(config, name, [new_id[token] for token in tokens if token in new_id] or None)
+    if words := getattr(config, "bad_words_ids", None):
+        found = [[new_id[token] for token in word] for word in words if new_id.keys() >= set(word)]
+        config.bad_words_ids = found or None
+    if biases := getattr(config, "sequence_bias", None):
+        pairs = biases.items() if isinstance(biases, dict) else biases
+        moved = [[[new_id[t] for t in tokens], bias] for tokens, bias in pairs if new_id.keys() >= set(tokens)]
+        config.sequence_bias = moved or None
 
 
 def _refuse_moved_padding(model: nn.Module, embedding: nn.Embedding, new_id: dict[int, int]) -> None:

@@ -95,10 +95,10 @@ class Width(CompressionMethod):
         units = self._units(model)
         stated = parameters_stated(model, with_widths(model, units, self._hidden(model)), units)
         if isinstance(stated, str):
+            if self.hidden is not None:
+                return f"{stated} Choose other sizes: a new hidden size needs a config that states all of them."
             if self.loadable == "anywhere":
                 return f'{stated} Choose other sizes, or loadable="here" for a model that only this package loads.'
-            if self.hidden is not None:
-                return f"{stated} Other hidden sizes need a config that states them."
             left = total - sum((unit.groups - count) * unit.unit_parameters for unit, count in units.items())
         else:
             left = stated
@@ -108,6 +108,12 @@ class Width(CompressionMethod):
                 "time. Prune in several rounds and train between them, or raise at_most."
             )
         return None
+
+    def why_only_here(self, model: nn.Module) -> str | None:
+        """The sizes, where the config cannot state them."""
+        units = self._units(model)
+        stated = parameters_stated(model, with_widths(model, units, self._hidden(model)), units)
+        return "its config cannot state its sizes" if isinstance(stated, str) else None
 
     def change(self, model: nn.Module, calibration: Batches | None) -> None:
         """Measures importance in one pass over the data and narrows the model in place."""

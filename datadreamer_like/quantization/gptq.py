@@ -12,6 +12,7 @@ from datadreamer_like.compression.calibration import walk_blocks
 from datadreamer_like.compression.hessian import check_damping, input_hessians, inverse_factor
 from datadreamer_like.compression.method import check_switch
 from datadreamer_like.formats.modules import replace_modules, weight_of
+from datadreamer_like.formats.sparse import sparse_names
 from datadreamer_like.formats.uniform import UniformLinear
 from datadreamer_like.kernels import group_quantize, group_scales
 
@@ -29,6 +30,8 @@ class GPTQ(GroupQuantization):
     weights of input j by δ changes those of the inputs after it by `-δ U_j,: / U_jj`, so that the layer's squared
     output error grows least. Blocks of the model are quantized in order, each on what the quantized ones before it put
     out; a module without a list of blocks counts as one. Some 128 sequences of calibration text are enough.
+
+    Weights that were pruned before stay zero; those of later inputs make up for that too.
 
     The grid is that of `AbsMax(bits, granularity=group_size)`, to which it is equal where inputs are uncorrelated. Only
     weights are quantized: this saves memory, not time. A result with 4 bits can be exported with these codes to GPTQ's
@@ -52,7 +55,7 @@ class GPTQ(GroupQuantization):
 
     needs_calibration = True
     papers = ("2210.17323",)
-    result_version = 2
+    result_version = 3
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -63,17 +66,24 @@ class GPTQ(GroupQuantization):
         """Quantizes the blocks in order, in place."""
         chosen = self.chosen(model)
         made: dict[str, UniformLinear] = {}
+        sparse = set(sparse_names(model))
         for block in walk_blocks(model, calibration, self):
             layers = block.own(chosen)
             hessians = input_hessians(block, layers)
             for name, layer in layers.items():
                 made[name] = self.empty(layer)
-                made[name].set_quantized(*self.quantized(weight_of(layer), hessians.pop(name)))
+                weight, pruned = weight_of(layer), None
+                if f"{name}.weight" in sparse:
+                    pruned = weight == 0
+                made[name].set_quantized(*self.quantized(weight, hessians.pop(name), pruned))
             replace_modules(block.module, {block.path(name): made[name] for name in layers})
         self.record(model, made)
 
-    def quantized(self, weight: Tensor, hessian: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns codes, int8 [out, in], and scales, fp16 [out, groups], for the Hessian of the inputs [in, in]."""
+    def quantized(self, weight: Tensor, hessian: Tensor, pruned: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Returns codes, int8 [out, in], and scales, fp16 [out, groups], for the Hessian of the inputs [in, in].
+
+        Where `pruned`, bool [out, in], is True the code is 0, as in the joint form of SparseGPT (arXiv:2301.00774).
+        """
         weight, diagonal = weight.detach().float().clone(), hessian.diagonal()
         if not diagonal.any():  # an expert that no token reached: nothing to go by
             return group_quantize(weight, self.bits, self.group_size)
@@ -98,6 +108,8 @@ class GPTQ(GroupQuantization):
                     scale[:, groups[start + column]] = group_scales(entered, self.bits, self.group_size)[:, 0]
                 own = scale[:, groups[start + column]].float()
                 code = (part[:, column] / own).round_().clamp_(-half, half - 1)
+                if pruned is not None:
+                    code.masked_fill_(pruned[:, order[start + column]], 0)
                 codes[:, order[start + column]] = code.to(torch.int8)
                 errors[:, column] = (part[:, column] - code * own) / inverse[column, column]
                 part[:, column:].addr_(errors[:, column], inverse[column, column:], alpha=-1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Self
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from datadreamer_like.compression import Batches
 from datadreamer_like.compression.calibration import Block, walk_blocks
+from datadreamer_like.compression.zeros import masks
 from datadreamer_like.errors import DefinitionError
 from datadreamer_like.formats.modules import stacks
 
@@ -49,7 +50,7 @@ class LayerByLayer(GroupQuantization):
     needs_calibration = True
     needs_gradients = True
     papers = ("2206.01861",)
-    result_version = 2
+    result_version = 3
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -74,6 +75,8 @@ class LayerByLayer(GroupQuantization):
         """Quantizes the blocks in order, in place."""
         chosen = self.chosen(model)
         learning = {parameter: parameter.requires_grad for parameter in model.parameters()}
+        parameters, kept = dict(model.named_parameters()), masks(model)
+        pruned = {id(parameters[name]): ~mask for name, mask in kept.items()}
         model.requires_grad_(False)
         for block in walk_blocks(model, calibration, self):
             layers = {block.path(name): module for name, module in block.own(chosen).items()}
@@ -82,7 +85,7 @@ class LayerByLayer(GroupQuantization):
             with torch.no_grad():
                 targets = list(block.outputs())
             put_in(block.module, layers, partial(grouped_product, bits=self.bits, group_size=self.group_size))
-            before, after = self._train(block, targets, [p for m in layers.values() for p in m.parameters()])
+            before, after = self._train(block, targets, [p for m in layers.values() for p in m.parameters()], pruned)
             logger.info("%s: the loss of %s was %.3g, and is %.3g", type(self).__name__, block.name, before, after)
             for name, layer in take_out(block.module).items():
                 block.module.set_submodule(name, self.coded(name, layer))
@@ -90,8 +93,10 @@ class LayerByLayer(GroupQuantization):
         for parameter, learns in learning.items():
             parameter.requires_grad_(learns)
 
-    def _train(self, block: Block, targets: list[Tensor], weights: list[nn.Parameter]) -> tuple[float, float]:
-        """Trains weights of a block in place; returns its loss before and after."""
+    def _train(
+        self, block: Block, targets: list[Tensor], weights: list[nn.Parameter], pruned: Mapping[int, Tensor]
+    ) -> tuple[float, float]:
+        """Trains weights of a block in place; returns its loss before and after. `pruned` ones, by id, stay zero."""
         start = [weight.detach().clone() for weight in weights]
         before = after = _loss(block, targets)
         for weight in weights:
@@ -101,6 +106,9 @@ class LayerByLayer(GroupQuantization):
         for loss in _losses(block, targets, self.steps):
             torch.autograd.backward(loss)
             optimizer.step()
+            for weight in weights:
+                if id(weight) in pruned:
+                    weight.data.masked_fill_(pruned[id(weight)], 0.0)
             optimizer.zero_grad()
             schedule.step()
         for weight in weights:

@@ -28,7 +28,7 @@ class QAT(QuantizesWhileTraining):
     Jacob et al. 2017, "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference",
     arXiv:1712.05877. Weights are kept as floats and rounded in each forward pass; gradients go straight through the
     rounding (Bengio et al. 2013, arXiv:1308.3432). At the end the layers are stored in their real codes, which give the
-    logits of the last forward pass. Scales follow the weights.
+    logits of the last forward pass. Scales follow the weights; weights that were pruned before stay zero.
 
     Use it with a trainer: `Quantize("...", model, QAT(4), retrain={...})`, where the objective, such as distillation
     from the model before, the learning rate and the number of epochs are the trainer's. A killed training resumes.
@@ -50,7 +50,7 @@ class QAT(QuantizesWhileTraining):
     group_size: int = 32
 
     papers = ("1712.05877", "1308.3432")
-    result_version = 2
+    result_version = 3
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from typing import Any, ClassVar
 
@@ -19,13 +20,15 @@ from .parts import MakeTrainer, check_options, check_recipe, make_trainer
 
 logger = logging.getLogger("datadreamer_like")
 
-_COLUMNS = (
-    TableColumn("model", "model", align="left"),
-    TableColumn("left", "weights left", "%", ".1f", 100),
+_MODEL, _LEFT = TableColumn("model", "model", align="left"), TableColumn("left", "weights left", "%", ".1f", 100)
+_METRICS = (
     TableColumn("accuracy", "accuracy", "%", ".1f", 100),
     TableColumn("macro_f1", "macro-F1", "%", ".1f", 100),
+    TableColumn("f1", "F1", "%", ".1f", 100),
     TableColumn("loss", "loss", "nats", ".3f"),
+    TableColumn("perplexity", "perplexity", "", ".2f"),
 )
+_ARGUMENTS = ("train_input", "train_output", "validation_input", "validation_output")
 
 
 class LotteryTicket:
@@ -43,7 +46,8 @@ class LotteryTicket:
         name: Prefix of the names of all nodes.
         trainer: Makes an untrained trainer of a name, and takes `model_name`: `partial(TrainHFClassifier,
             model_name=...)`, or another trainer of transformers models.
-        train_input, train_output, validation_input, validation_output: Columns, see the trainer's `train`.
+        train_input, train_output, validation_input, validation_output: Columns, see the trainer's `train`; None for
+            one that it does not take, as the outputs of `TrainHFMaskedLM`.
         rounds: Number of prunings.
         share: Share of the weights left that each round removes; of the output layer's, half of it.
         scope: "layer" removes the share from each weight matrix, as in the paper's small networks; "model" compares all
@@ -99,7 +103,7 @@ class LotteryTicket:
             raise DefinitionError(f'"{name}": share is {share}; it is removed in each round, so it must be under 1.')
         Magnitude(share, scope)  # refuses an unknown scope before any work
         self.name, self._share = name, share
-        columns = (train_input, train_output, validation_input, validation_output)
+        columns = dict(zip(_ARGUMENTS, (train_input, train_output, validation_input, validation_output), strict=True))
 
         def train(title: str, start: Any = None, **changed: Any) -> Any:
             named = {} if start is None else {"model_name": start}
@@ -110,7 +114,7 @@ class LotteryTicket:
                     "one that trains the weights of a model, such as TrainHFClassifier."
                 )
             check_options(self, made, options, ())
-            return made.train(*columns, **{**options, **changed})
+            return made.train(**_taken(self, made, columns), **{**options, **changed})
 
         # A learning rate of 0 for one step leaves the weights as they are, and saves them with the trainer's new head.
         own = options.get("callbacks") or ()
@@ -157,7 +161,24 @@ class LotteryTicket:
             {"model": title, "left": (1 - self._share) ** number, **each.metrics}
             for title, (each, number) in models.items()
         ]
-        return Table(_COLUMNS, rows, title=self.name)
+        metrics = [column for column in _METRICS if any(column.key in row for row in rows)]
+        return Table([_MODEL, _LEFT, *metrics], rows, title=self.name)
 
     def __str__(self) -> str:
         return str(self.table)
+
+
+def _taken(recipe: LotteryTicket, trainer: HFTrainer, columns: dict[str, Column | None]) -> dict[str, Column | None]:
+    """The columns that a trainer takes, by argument; refuses a trainer of others, and a column too many."""
+    train: Any = getattr(trainer, "train", None)
+    takes = inspect.signature(train).parameters
+    if "train_input" not in takes:
+        raise ArgumentTypeError(
+            f'"{recipe.name}": trainer makes a {type(trainer).__name__}, which does not train on {", ".join(columns)}. '
+            "Pass one that does, such as TrainHFClassifier or TrainHFFineTune."
+        )
+    if extra := [name for name, column in columns.items() if column is not None and name not in takes]:
+        raise DefinitionError(
+            f'"{recipe.name}": {type(trainer).__name__} takes no {" or ".join(extra)}. Pass None for it.'
+        )
+    return {name: column for name, column in columns.items() if name in takes}

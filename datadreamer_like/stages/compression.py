@@ -156,11 +156,12 @@ class Compression(Stage, ModelNode):
                 if reason:
                     fits_not = f"{self.method} does not fit {type(source.model).__name__}: {reason}"
                     raise MethodMisfit(f'"{self.name}": {fits_not}')
-                if not self.method.states_widths:
+                if only_here := self.method.why_only_here(source.model):
                     logger.info(
-                        "%s: its layers will have different widths, so it loads in transformers after `import "
-                        "datadreamer_like.formats`, not in vLLM or llama.cpp; for these use pruning.Width or Layers",
+                        "%s: %s, so it loads in transformers after `import datadreamer_like.formats`, not in vLLM or "
+                        "llama.cpp; for these use Layers, or Width with sizes that the config states",
                         self.name,
+                        only_here,
                     )
                 self.usage.note = f"applying {self.method}"
                 data: Any = None

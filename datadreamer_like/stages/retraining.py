@@ -127,6 +127,9 @@ class RetrainedCompression(Compression):
             given = given if isinstance(given, list | tuple) else [given]
             options["callbacks"] = [*given, CompressWhileTraining(cast(CompressesWhileTraining, self.method))]
         trainer.train(**options)
+        if self._while_training:
+            self.method.warn_of_refilled(start.model, trainer.model)
+            start.unload_model()
         self.card.metrics.update(trainer.metrics)
         self.card.citations += [text for text in trainer.card.citations if text not in self.card.citations]
         if isinstance(self._teacher, TrainedModel) and self._teacher.node is None:

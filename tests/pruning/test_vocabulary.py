@@ -7,6 +7,7 @@ import pytest
 import tokenizers
 import torch
 import transformers
+from tiny_models import byte_pairs
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import nn
 from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerFast
@@ -256,3 +257,45 @@ def test_a_corpus_that_is_one_text_or_holds_none_is_refused() -> None:
         pruning.Vocabulary().apply(model, CORPUS[0], tokenizer=tokenizer)
     with pytest.raises(DataError, match="Calibration text 1 is NoneType"):
         pruning.Vocabulary().apply(model, ["a", None], tokenizer=tokenizer)  # type: ignore[list-item]
+
+
+CHAT = (
+    "{% for m in messages %}{% if m['role'] == 'tool' %}{{ raise_exception('no tools') }}{% endif %}"
+    "<bos>{{ m['role'] }}\n{{ m['content'] }}<eos>\n{% endfor %}"
+    "{% if add_generation_prompt %}<bos>assistant\n{% endif %}"
+)
+
+
+def test_prompts_of_the_chat_template_are_tokenized_as_before():
+    texts = [*TRAINING, *["user assistant\n", "the user and the assistant"] * 200]  # words that the corpus lacks
+    options = {"bos_token": "<bos>", "eos_token": "<eos>", "model_max_length": 64}
+    tokenizer = byte_pairs(texts, 420, ["<bos>", "<eos>"], **options)
+    tokenizer.chat_template = CHAT
+    _, small = pruning.Vocabulary().apply(llama(len(tokenizer), tied=True), CORPUS, tokenizer=tokenizer)
+    messages = [{"role": "user", "content": "the cat"}, {"role": "assistant", "content": "the happy cat"}]
+
+    def tokens(of: Any) -> list[str]:
+        ids = of.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        return of.convert_ids_to_tokens(ids)
+
+    assert len(small) < len(tokenizer)
+    assert tokens(small) == tokens(tokenizer)
+    assert "user" in tokens(small)
+
+
+def test_token_ids_in_the_generation_config_move():
+    tokenizer = byte_level_bpe()
+    model = llama(len(tokenizer), tied=True)
+    kept, other = tokenizer.encode("cat mat")[:2]
+    removed = tokenizer.convert_tokens_to_ids("Un")
+    config = model.generation_config
+    config.suppress_tokens, config.begin_suppress_tokens = [kept, removed], [removed]
+    config.bad_words_ids, config.sequence_bias = [[kept, other], [removed, kept]], [[[other], -2.0], [[removed], 1.0]]
+    small, trimmed = pruning.Vocabulary().apply(model, CORPUS, tokenizer=tokenizer)
+    new, new_other = trimmed.encode("cat mat")[:2]
+    found = small.generation_config
+    assert (new, new_other) != (kept, other)
+    assert (found.suppress_tokens, found.begin_suppress_tokens) == ([new], None)
+    assert (found.bad_words_ids, found.sequence_bias) == ([[new, new_other]], [[[new_other], -2.0]])
+    assert model.generation_config.suppress_tokens == [kept, removed]
+    small.generate(torch.tensor([[new]]), max_new_tokens=2, do_sample=False)

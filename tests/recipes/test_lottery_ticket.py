@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
+import tiny_models
 import torch
 import transformers
+from trainers.conftest import opinions
 from transformers import AutoModelForSequenceClassification
 
 from datadreamer_like import DataDreamer
@@ -14,7 +17,12 @@ from datadreamer_like.errors import ArgumentTypeError, DefinitionError, MethodMi
 from datadreamer_like.pruning import Magnitude
 from datadreamer_like.recipes import LotteryTicket
 from datadreamer_like.stages import Prune, Rewind
-from datadreamer_like.trainers import TrainHFClassifier, TrainLinearClassifier
+from datadreamer_like.trainers import (
+    TrainHFClassifier,
+    TrainHFMaskedLM,
+    TrainLinearClassifier,
+    TrainSentenceTransformer,
+)
 
 from .conftest import QUICK, columns
 
@@ -128,6 +136,26 @@ def test_rewinding_to_a_later_step_gives_the_weights_of_that_step(session, tiny_
     zeros = sum(int((ticket[name] == 0).sum()) for name in body)
     assert zeros == round(0.5 * sum(ticket[name].numel() for name in body))
     assert found.controls == {}
+
+
+def test_a_language_model_gives_a_ticket_with_the_metrics_that_it_has(session, tmp_path):
+    given = columns(16, 8)
+    tokenizer = tiny_models.word_pieces(opinions(16)["text"])
+    tokenizer.mask_token = "[MASK]"
+    model = tiny_models.bert(tokenizer, kind=transformers.BertForMaskedLM)
+    tiny_encoder = tiny_models.save(model, tokenizer, tmp_path / "encoder")
+    texts = {name: column if name.endswith("_input") else None for name, column in given.items()}
+    masked = partial(TrainHFMaskedLM, model_name=str(tiny_encoder), device="cpu")
+    found = LotteryTicket("T", masked, **texts, rounds=1, controls=False, epochs=1, batch_size=8, learning_rate=1e-3)
+    assert [line.split() for line in str(found).splitlines() if line.startswith("model")] == [
+        ["model", "weights", "left", "loss", "perplexity"]
+    ]
+    assert found.students[0].metrics["perplexity"] > 1
+    with pytest.raises(DefinitionError, match='"U": TrainHFMaskedLM takes no train_output or validation_output'):
+        LotteryTicket("U", masked, **given)
+    embedder = partial(TrainSentenceTransformer, model_name=str(tiny_encoder), device="cpu")
+    with pytest.raises(ArgumentTypeError, match='"V": trainer makes a TrainSentenceTransformer, which does not train'):
+        LotteryTicket("V", embedder, **given)
 
 
 def test_what_makes_no_ticket_is_refused_before_any_work(session, trainer):

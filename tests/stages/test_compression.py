@@ -24,8 +24,9 @@ from datadreamer_like.errors import (
     SessionError,
     UnknownModel,
 )
+from datadreamer_like.formats import layouts
 from datadreamer_like.models.trained.trained_model import TrainedModel
-from datadreamer_like.pruning import Heads, Layers, Magnitude, Vocabulary, Wanda
+from datadreamer_like.pruning import Heads, Layers, Magnitude, Vocabulary, Wanda, Width
 from datadreamer_like.quantization import DynamicInt8
 from datadreamer_like.stages import Prune, Quantize
 from datadreamer_like.steps.sources.data_source import DataSource
@@ -119,13 +120,22 @@ def test_layers_are_measured_on_the_calibration_texts(session: DataDreamer, good
     assert slim.usage.rows == slim.usage.total_rows == 100
 
 
-@pytest.mark.parametrize(("method", "said"), [(Heads(sparsity=0.5), True), (Layers(keep=1), False)])
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        (Heads(sparsity=0.5), "its layers will have different widths"),
+        (Width(heads=2, loadable="here"), "its config cannot state its sizes"),
+        (Width(intermediate=37, loadable="here"), None),
+        (Layers(keep=1), None),
+    ],
+)
 def test_a_result_that_only_loads_here_is_announced(
-    session: DataDreamer, good: Path, column: Column, caplog: pytest.LogCaptureFixture, method: Any, said: bool
+    session: DataDreamer, good: Path, column: Column, caplog: pytest.LogCaptureFixture, method: Any, said: str | None
 ) -> None:
     with caplog.at_level("INFO", "datadreamer_like"):
-        Prune("Slim", good, method, column("text"))
-    assert ("Slim: its layers will have different widths" in caplog.text) is said
+        slim = Prune("Slim", good, method, column("text"))
+    assert ("so it loads in transformers after" in caplog.text) == bool(said) == bool(layouts(slim.model))
+    assert said is None or f"Slim: {said}, so it loads" in caplog.text
 
 
 def test_card_says_what_was_done_and_from_what(session: DataDreamer, good: Path, column: Column):

@@ -59,7 +59,7 @@ def not_dense(model: Any) -> str | None:
     kinds = {entry["kind"] for entry in layouts(model)}
     if "widths" in kinds:
         return (
-            "its layers have different widths, since heads were removed, and its config.json can state only one for "
+            "its layers have different widths, since parts of them were removed, and its config.json can state one for "
             'all layers. Export it as "onnx" or "safetensors".'
         )
     return not_transformers(model)

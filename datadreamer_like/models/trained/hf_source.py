@@ -25,6 +25,7 @@ from datadreamer_like.storage.digests import file_digest
 
 from ..llms.gguf import read_gguf_header
 from ..quiet import quiet
+from .config_faults import config_fault
 from .model_files import check_weights, damage_of, files_identity, model_folder
 
 HOW_FETCHED = frozenset({"token", "cache_dir", "local_files_only"})
@@ -170,7 +171,7 @@ def loading(source: HFSource, *, weights: bool = False) -> Iterator[None]:
         StorageError: A file is damaged, was changed after it was saved, or lacks weights.
         UnknownModel: There is no model, or a file of it is missing.
         HubError: The model is not here, and the Hub is unavailable.
-        DataError: The files do not fit each other.
+        DataError: `config.json` has a wrong value, or the files do not fit each other.
         MissingExtra: A package that loads weights of this form is not installed.
     """
     if weights and source.folder is not None:
@@ -196,6 +197,9 @@ def loading(source: HFSource, *, weights: bool = False) -> Iterator[None]:
                     "network, or give the folder of a model."
                 ) from error
             raise UnknownModel(f"transformers finds no complete model in {source.name}: {error}") from error
+        fault = None if source.folder is None or source.gguf_file is not None else config_fault(source.folder)
+        if fault is not None:
+            raise DataError(fault) from error
         if isinstance(error, ValueError | KeyError) or "mismatch" in str(error):
             raise DataError(f"transformers cannot load {source.name}: {error}") from error
         raise

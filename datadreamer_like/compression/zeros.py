@@ -1,0 +1,41 @@
+"""The zeros of a pruned model: keeping them while its weights change, and counting those that a method lost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from datadreamer_like.formats import CodedModule
+from datadreamer_like.formats.modules import weight_of
+from datadreamer_like.formats.sparse import sparse_names
+
+
+def masks(model: nn.Module) -> dict[str, Tensor]:
+    """Returns the mask of each pruned parameter, True for non-zero weights; compute them before training."""
+    parameters = dict(model.named_parameters())
+    return {name: parameters[name].detach() != 0 for name in sparse_names(model) if name in parameters}
+
+
+@torch.no_grad()
+def reapply(model: nn.Module, kept: Mapping[str, Tensor]) -> None:
+    """Sets all weights outside the masks to zero, in place; call it after each optimizer step, which updates them."""
+    parameters = dict(model.named_parameters())
+    for name, mask in kept.items():
+        parameters[name].mul_(mask.to(parameters[name].device))
+
+
+@torch.no_grad()
+def refilled(before: nn.Module, after: nn.Module) -> tuple[int, int]:
+    """Counts the zeros of a pruned model's layers that are other numbers once they are quantized, and all its zeros."""
+    modules, lost, total = dict(after.named_modules()), 0, 0
+    for name in sparse_names(before):
+        module, old = (each.get(name.removesuffix(".weight")) for each in (modules, dict(before.named_modules())))
+        if module is None or old is None or isinstance(old, CodedModule):
+            continue
+        zeros = weight_of(old) == 0
+        now = module.dequantized() if isinstance(module, CodedModule) else weight_of(module)
+        lost += int((zeros & (now != 0).to(zeros.device)).sum())
+        total += int(zeros.sum())
+    return lost, total

@@ -1,0 +1,122 @@
+"""What is wrong with a model's `config.json`: its key and value, where transformers only says that it cannot load."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from datadreamer_like.errors import did_you_mean
+
+_NAME = "config.json"
+
+
+def config_fault(folder: Path) -> str | None:
+    """Returns which value of a folder's `config.json` no model fits, or not the weights in the folder; None if none.
+
+    The file is valid JSON: see `damage_of` for one that is not.
+    """
+    path = folder / _NAME
+    if not path.is_file():
+        return None
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(saved, dict):
+        return f"{path} holds a {type(saved).__name__}; it must be an object with the values of a model's config."
+    if "auto_map" in saved:  # an architecture whose code is in the folder
+        return None
+    reason = _wrong_type(saved) or _wrong_value(saved) or _wrong_sizes(folder, saved)
+    return None if reason is None else f"{path}: {reason}"
+
+
+def _wrong_type(saved: Mapping[str, Any]) -> str | None:
+    import transformers
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    if "model_type" not in saved:
+        return '"model_type" is missing: the name of the architecture, such as "bert".'
+    kind = saved["model_type"]
+    if kind in CONFIG_MAPPING:
+        return None
+    hint = did_you_mean(str(kind), list(CONFIG_MAPPING.keys()))
+    return (
+        f'"model_type" is {kind!r}, an architecture that transformers {transformers.__version__} does not have.{hint}'
+    )
+
+
+def _wrong_value(saved: Mapping[str, Any]) -> str | None:
+    """The value with which no model can be made, of any weights."""
+    try:
+        _made(saved)
+    except ImportError:
+        return None
+    except Exception as cause:  # configs and constructors raise errors of many classes
+        text = " ".join(str(cause).split())
+        keys = [key for key in saved if key != "model_type" and _can_be_made(saved, without=key)]
+        keys = keys or [key for key in saved if key in text]
+        if isinstance(cause, ZeroDivisionError):
+            keys = [key for key, value in saved.items() if str(value) == "0" and not key.endswith("_id")]
+        what = " and ".join(f'"{key}" is {saved[key]!r:.60}' for key in keys) or "one of its values is wrong"
+        return f"{what}, with which transformers makes no model ({type(cause).__name__}: {text:.200})."
+    return None
+
+
+def _wrong_sizes(folder: Path, saved: Mapping[str, Any]) -> str | None:
+    """The size that is not that of the weights in the folder."""
+    model = _made(saved)
+    # Their weights have shapes of their own; other modules show a wrong size as well.
+    layouts = (saved.get("quantization_config") or {}).get("layouts", ())
+    changed = tuple(f"{name}." for entry in layouts for name in entry["modules"])
+    stored = dict(_shapes(folder))
+    for name, tensor in model.state_dict().items():
+        found, wanted = stored.get(name), list(tensor.shape)
+        if found is None or found == wanted or name.startswith(changed):
+            continue
+        pairs = [(old, new) for old, new in zip(found, wanted, strict=False) if old != new]
+        values = model.config.to_dict() | {"num_labels": model.config.num_labels}
+        sizes = [
+            f'"{key}" is {value}' + ("" if key in saved else ", by default as it is missing")
+            for key, value in values.items()
+            for old, new in pairs
+            if type(value) is int and value == new and _shape_in({**saved, key: old}, name) == found
+        ]
+        return (
+            f"{' and '.join(sizes) or 'a size is wrong'}: {name} is then {wanted}, and the weights in the folder have "
+            f"{found}. Correct the value, or restore the file."
+        )
+    return None
+
+
+def _can_be_made(saved: Mapping[str, Any], without: str) -> bool:
+    return _shape_in({key: value for key, value in saved.items() if key != without}, "") is not None
+
+
+def _shape_in(saved: Mapping[str, Any], name: str) -> list[int] | None:
+    """The shape of a parameter in a model of this config, empty if it has none of this name; None without a model."""
+    try:
+        return list(getattr(_made(saved).state_dict().get(name), "shape", ()))
+    except Exception:  # see `_wrong_value`
+        return None
+
+
+def _made(saved: Mapping[str, Any]) -> Any:
+    """A model without weights of this config, in its saved class."""
+    import torch
+    import transformers
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    config = CONFIG_MAPPING[saved["model_type"]].from_dict(dict(saved))
+    architecture = (config.architectures or ["AutoModel"])[0]
+    found = getattr(transformers, architecture, transformers.AutoModelForSequenceClassification)
+    with torch.device("meta"):
+        return found.from_config(config) if hasattr(found, "from_config") else found(config)
+
+
+def _shapes(folder: Path) -> Iterator[tuple[str, list[int]]]:
+    """The names and shapes of the tensors in a folder."""
+    from safetensors import safe_open
+
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="np") as tensors:
+            for name in tensors.keys():  # noqa: SIM118  (not a dict)
+                yield name, tensors.get_slice(name).get_shape()

@@ -1,0 +1,75 @@
+"""A `config.json` edited by hand: one error that names the file and the key, and nothing wrong is served."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_models
+import torch
+
+from datadreamer_like.errors import DataDreamerError, DataError, StorageError
+from datadreamer_like.models import TrainedModel
+from datadreamer_like.quantization import NF4
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tokenizer = tiny_models.word_pieces(["the cat sat on the mat"])
+    names = {"id2label": {0: "a", 1: "b", 2: "c"}, "label2id": {"a": 0, "b": 1, "c": 2}}
+    return tiny_models.save(tiny_models.bert(tokenizer, **names), tokenizer, tmp_path_factory.mktemp("saved") / "model")
+
+
+def edited(saved: Path, folder: Path, **changes: Any) -> TrainedModel:
+    """A copy with other values in its config; None takes a key out."""
+    shutil.copytree(saved, folder)
+    config = json.loads((folder / "config.json").read_text()) | changes
+    config = {key: value for key, value in config.items() if value is not None}
+    (folder / "config.json").write_text(json.dumps(config))
+    return TrainedModel.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"model_type": "bertt"}, r'"model_type" is \'bertt\', an architecture .* Did you mean "bert"'),
+        ({"model_type": None}, '"model_type" is missing'),
+        ({"hidden_size": 64}, r'"hidden_size" is 64: bert.embeddings.* is then \[.*, 64\], and the weights .*, 32\]'),
+        ({"hidden_size": None}, '"hidden_size" is 768, by default as it is missing'),
+        ({"hidden_size": 33}, '"hidden_size" is 33, with which transformers makes no model'),
+        ({"hidden_size": "32"}, "\"hidden_size\" is '32', .* expected int"),
+        ({"vocab_size": 10}, '"vocab_size" is 10: bert.embeddings.word_embeddings.weight'),
+        ({"id2label": None}, '"num_labels" is 2, by default as it is missing: classifier.weight'),
+        ({"num_attention_heads": 0}, '"num_attention_heads" is 0, with which'),
+        ({"hidden_act": "gelux"}, "\"hidden_act\" is 'gelux'"),
+        ({"dtype": "float99"}, "\"dtype\" is 'float99'"),
+        ({"num_hidden_layers": 1}, "states 1 layers .* the files hold more, such as bert.encoder.layer.1"),
+        ({"num_hidden_layers": 3}, "states 3 layers .* lack 16 of their weights, such as bert.encoder.layer.2"),
+    ],
+    ids=str,
+)
+def test_an_edited_config_is_refused_by_file_and_key(saved: Path, tmp_path: Path, changes: dict[str, Any], says: str):
+    with pytest.raises((DataError, StorageError), match=f"config.json.*{says}"):
+        _ = edited(saved, tmp_path / "edited", **changes).model
+
+
+def test_so_is_that_of_a_quantized_model(saved: Path, tmp_path: Path):
+    source = TrainedModel.load(saved)
+    TrainedModel.save(NF4().apply(source.model), source.tokenizer, tmp_path / "small")
+    with pytest.raises(DataDreamerError, match=r'config\.json: "hidden_size" is 64'):
+        _ = edited(tmp_path / "small", tmp_path / "edited", hidden_size=64).model
+
+
+def test_a_config_that_is_no_object_is_refused(saved: Path, tmp_path: Path):
+    shutil.copytree(saved, tmp_path / "list")
+    (tmp_path / "list" / "config.json").write_text("[1]")
+    with pytest.raises(DataError, match=r"config\.json holds a list"):
+        _ = TrainedModel.load(tmp_path / "list").config
+
+
+def test_an_untouched_config_loads_the_same_model(saved: Path, tmp_path: Path):
+    again, before = edited(saved, tmp_path / "copy").model, TrainedModel.load(saved).model
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in before.state_dict().items())
