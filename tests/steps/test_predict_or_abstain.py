@@ -40,7 +40,7 @@ def test_rows_under_the_threshold_go_to_the_llm_step_and_no_others(tmp_path: Pat
             assert list(step.output["answered"]) == [True, False, False, True, False]
             assert list(step.output["probabilities"]) == [0.9, None, 0.5, 0.9, 0.5]
             assert list(step.output["texts"]) == TEXTS
-            assert step.card.facts["Coverage"] == "50.00% of 4 texts"
+            assert step.card.facts["Coverage"] == "50.00 % of 4 texts"
     assert len(llm.asked) == 2  # the rerun asked nothing
     assert all("long" in prompt for prompt in llm.asked)
 

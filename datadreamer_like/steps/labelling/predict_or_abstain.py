@@ -88,7 +88,7 @@ class PredictOrAbstain(SuperStep):
             for index, label in zip(known, given, strict=True):
                 labels[index] = label
         share = sum(answered) / max(1, len(known))
-        self.register_data_card("Coverage", f"{share:.2%} of {len(known):,} texts")
+        self.register_data_card("Coverage", f"{100 * share:.2f} % of {len(known):,} texts")
         return {"texts": texts, "labels": labels, "answered": answered, "probabilities": chances}
 
     def _asked(self, fallback: Callable[[Column], Any], texts: list[str]) -> list[Any]:
