@@ -59,6 +59,20 @@ def test_fallback_may_return_a_step_with_one_output_or_a_column(session: DataDre
     assert list(step.output["labels"]) == ["short", None, "a", "short", "b"]
 
 
+def test_labels_of_the_fallback_that_are_no_classes_are_kept_counted_and_named(
+    session: DataDreamer, caplog: pytest.LogCaptureFixture
+):
+    step = labelled(lambda texts: DataSource("Given", {"label": ["long", "Long."]}))
+    assert list(step.output["labels"]) == ["short", None, "long", "short", "Long."]
+    assert step.card.facts["Labels outside the classes"] == "1 of 2 from the fallback"
+    assert "Labels: labels from the fallback that are not classes of the model: 1 ('Long.' in row 4)" in caplog.text
+    assert "(short, long)" in caplog.text
+    caplog.clear()
+    fine = labelled(lambda texts: DataSource("Right", {"label": ["long", None]}))  # None: it does not know either
+    assert "Labels outside the classes" not in fine.card.facts
+    assert "not classes" not in caplog.text
+
+
 @pytest.mark.parametrize(
     ("fallback", "error", "message"),
     [
