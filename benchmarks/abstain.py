@@ -50,7 +50,7 @@ def rates(max_error: float) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
 def simulate(draws: int, rows: int, options: dict[str, float]) -> bool:
     """Prints the share of draws whose threshold breaks the bound; returns whether it is as small as promised."""
     kept, promised = True, 1 - options["confidence"]
-    print(f"{draws:,} draws of {rows:,} rows each; promised: at most {promised:.1%}")
+    print(f"{draws:,} draws of {rows:,} rows each; promised: at most {100 * promised:.1f} %")
     print("error rate by score                     scores           broken   95 % interval   mean coverage")
     for number, (name, rate) in enumerate(rates(options["max_error"]).items()):
         for levels in (None, 25):
@@ -73,8 +73,9 @@ def simulate(draws: int, rows: int, options: dict[str, float]) -> bool:
             low, high = beta.ppf(0.025, broken, draws - broken + 1), beta.ppf(0.975, broken + 1, draws - broken)
             kept &= bool(binom.sf(broken - 1, draws, promised) > 1e-3)
             kind = "all different" if levels is None else f"{levels} levels"
-            interval = f"{0 if broken == 0 else low:.2%} to {high:.2%}"
-            print(f"{name:38}  {kind:13}  {broken / draws:8.2%}   {interval}   {coverage / draws:6.1%}", flush=True)
+            interval = f"{0 if broken == 0 else 100 * low:.2f} % to {100 * high:.2f} %"
+            shares = 100 * broken / draws, 100 * coverage / draws
+            print(f"{name:38}  {kind:13}  {shares[0]:6.2f} %   {interval}   {shares[1]:4.1f} %", flush=True)
     return kept
 
 
@@ -138,8 +139,14 @@ def main() -> None:
         expected_calibration_error(probabilities(logits[half:] / t, multi_label=False), labels[half:])
         for t in (1.0, temperature)
     )
-    print(f"accuracy {right.mean():.1%}; ECE {before:.2%}, at the temperature {temperature:.2f} {after:.2%}")
-    print(f"at most {given.max_error:.1%} errors with a confidence of {given.confidence:.0%}; {RESPLITS} resplits each")
+    print(
+        f"accuracy {100 * right.mean():.1f} %; ECE {100 * before:.2f} %, "
+        f"at the temperature {temperature:.2f} {100 * after:.2f} %"
+    )
+    print(
+        f"at most {100 * given.max_error:.1f} % errors with a confidence of {100 * given.confidence:.0f} %; "
+        f"{RESPLITS} resplits each"
+    )
     print("rows that fit   broken   rows left   above the bound on these   coverage (least)   mean error   s a fit")
     broken_at = {}
     for rows in sorted({*SIZES, given.rows}):
@@ -151,7 +158,8 @@ def main() -> None:
         answering = [error for error, coverage in zip(errors, coverages, strict=True) if coverage]
         print(
             f"{rows:13,}   {broken_at[rows]:6}   {len(scores) - rows:9,}   {above:24}   "
-            f"{np.mean(coverages):8.1%} ({min(coverages):5.1%})   {np.mean(answering or [0.0]):10.2%}   {seconds:7.4f}"
+            f"{100 * np.mean(coverages):6.1f} % ({100 * min(coverages):3.1f} %)   "
+            f"{100 * np.mean(answering or [0.0]):8.2f} %   {seconds:7.4f}"
         )
     worst = max(broken_at.values(), default=0)
     if worst > MOST_BROKEN:

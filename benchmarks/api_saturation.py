@@ -151,7 +151,7 @@ def limited(server: Server, bars: Bars, share: float) -> None:
             took = time.perf_counter() - started
         counts = server.counts()
         rejected = counts.get("rejected", 0) / counts["requests"]
-        figure = f"{took:.1f} s, {rejected:.1%} rejected"
+        figure = f"{took:.1f} s, {100 * rejected:.1f} % rejected"
         if headers:
             held = took <= 11 and rejected <= 0.05
             bars.row("100 requests/s allowed, 1,000 rows", figure, "<= 11 s, <= 5 %", held)

@@ -86,7 +86,7 @@ def bars_of_labels(accuracies: dict[str, list[float]], models: Models, faster: d
             gain > 2 * error
         )
     teacher, two, static = (statistics.mean(accuracies[name]) for name in (TEACHER, TWO, STATIC))
-    bars[f"{TWO}: {two / teacher:.1%} of its teacher; bar 97 %"] = two >= 0.97 * teacher
+    bars[f"{TWO}: {100 * two / teacher:.1f} % of its teacher; bar 97 %"] = two >= 0.97 * teacher
     bars[f"{TWO}: {faster[TWO]:.1f} times its speed; bar 2.5"] = faster[TWO] >= 2.5
     bars[f"{STATIC}: {teacher - static:.1f} points below; bar 4"] = teacher - static <= 4
     bars[f"{STATIC}: {megabytes(models[STATIC]):.1f} MB; bar 8"] = megabytes(models[STATIC]) <= 8

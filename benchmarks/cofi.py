@@ -114,11 +114,12 @@ def main() -> None:
         removed = 1 - weights[name] / weights[TEACHER]
         size = (trained.bytes_on_disk or 0) / 1e6
         kept = points[name] / points[TEACHER]
-        figures = f"{points[name]:.1f} | {kept:.1%} | {removed:.1%} | {size:.1f} | {speed:.1f}"
+        figures = f"{points[name]:.1f} | {100 * kept:.1f} % | {100 * removed:.1f} % | {size:.1f} | {speed:.1f}"
         print(f"{name} | {figures} | {shape(trained.model)}")
     missed = [name for name, value in points.items() if name.startswith("60%") and value < 0.97 * points[TEACHER]]
     if missed:
-        sys.exit(f"missed: {missed[0]} keeps {points[missed[0]] / points[TEACHER]:.1%} of its teacher's accuracy")
+        kept = 100 * points[missed[0]] / points[TEACHER]
+        sys.exit(f"missed: {missed[0]} keeps {kept:.1f} % of its teacher's accuracy")
 
 
 if __name__ == "__main__":

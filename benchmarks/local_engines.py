@@ -143,7 +143,7 @@ def shared_starts(bars: Bars, quick: bool) -> None:
     in_order, _ = run(several[: 2 * sample], concurrency=8)
     chosen, answers = run(several[: 2 * sample])
     cached = sum(answer.cached_tokens for answer in answers) / sum(answer.prompt_tokens for answer in answers)
-    figure = f"{chosen / in_order:.2f} x, {chosen:.1f} rows/s, {cached:.0%} of the prompts' tokens cached"
+    figure = f"{chosen / in_order:.2f} x, {chosen:.1f} rows/s, {100 * cached:.0f} % of the prompts' tokens cached"
     bars.row(f"  next prompt chosen, 12 instructions in turn, {2 * sample}", figure)
 
 

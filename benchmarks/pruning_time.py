@@ -159,7 +159,8 @@ def main() -> None:
             ratios.append(row["ours_cpu"] / row["bare_cpu"])
             print(
                 f"{method}: {row['ours']:.1f} s against {row['bare']:.1f} s ({row['ours_cpu']:.1f} and "
-                f"{row['bare_cpu']:.1f} s of processor time: {ratios[-1]:.2f} x), {row['equal']:.2%} of masks equal",
+                f"{row['bare_cpu']:.1f} s of processor time: {ratios[-1]:.2f} x), "
+                f"{100 * row['equal']:.2f} % of masks equal",
                 flush=True,
             )
         missed = missed or min(ratios) > BAR

@@ -90,7 +90,7 @@ def measured(given: Any, seed: int) -> SynthIE:
     rows = list(made.forward_rows.output)  # type: ignore[union-attr]
     found = [[tuple(fact) for fact in row["facts"]] for row in rows]
     scores = fact_scores(found, [texts[row["text"]] for row in rows])
-    print(f"Facts that the LLM found itself in {len(rows)} texts: F1 {scores['f1']:.1%}", flush=True)
+    print(f"Facts that the LLM found itself in {len(rows)} texts: F1 {100 * scores['f1']:.1f} %", flush=True)
     return made
 
 

@@ -80,10 +80,13 @@ def main() -> int:
                 ratios.append(seconds[True] / seconds[False] - 1)
         share = statistics.median(ratios)
         met = max(sizes) < BYTES_BAR and share < TIME_BAR
-        print(f"  {name:20} {max(sizes):6.2f} bytes a row   {share:+7.2%} of the time   {'' if met else 'MISSED'}")
+        print(
+            f"  {name:20} {max(sizes):6.2f} bytes a row   {100 * share:+5.2f} % of the time   {'' if met else 'MISSED'}"
+        )
         if not met:
             missed.append(name)
-    print(f"bars {BYTES_BAR:.0f} bytes and {TIME_BAR:.0%}: {'MISSED by ' + ', '.join(missed) if missed else 'met'}")
+    verdict = f"MISSED by {', '.join(missed)}" if missed else "met"
+    print(f"bars {BYTES_BAR:.0f} bytes and {100 * TIME_BAR:.0f} %: {verdict}")
     return 1 if missed else 0
 
 

@@ -156,7 +156,7 @@ class Measured:
             written = kind == "written by the LLM"
             right = None if written else float(np.mean([a[1] == b[1] for a, b in zip(given, true, strict=True)]))
             result[kind] = (right, self.accuracy(kind, given))
-            print(f"  {kind}: {result[kind][1]:.1%}", flush=True)
+            print(f"  {kind}: {100 * result[kind][1]:.1f} %", flush=True)
         return result
 
 

@@ -122,7 +122,8 @@ class Measured:
             found[f"{kind}_student"] = self.student(
                 f"{name}: student of the {kind}", kept.output["description"], None, objective
             )
-            print(f"{name}, {kind}: {found[kind]:.1%}; student {found[f'{kind}_student']:.1%}", flush=True)
+            shares = 100 * found[kind], 100 * found[f"{kind}_student"]
+            print(f"{name}, {kind}: {shares[0]:.1f} %; student {shares[1]:.1f} %", flush=True)
         return found
 
 

@@ -79,7 +79,7 @@ truth, found = list(new.output["label"]), list(labelled.output)
 own = [row["labels"] == label for row, label in zip(found, truth, strict=True) if row["answered"]]
 rest = [row["labels"] == label for row, label in zip(found, truth, strict=True) if not row["answered"]]
 print(f"Threshold: p > {sure.threshold.probability:.3f}, from {sure.threshold.rows} rows of which it answers ", end="")
-print(f"{sure.coverage:.0%}; at most {MAX_ERROR:.0%} of its answers are wrong, with 95 % confidence.")
+print(f"{100 * sure.coverage:.0f} %; at most {100 * MAX_ERROR:.0f} % of its answers are wrong, with 95 % confidence.")
 print(f"New rows: {len(own)} of {len(found)} answered by the classifier, {own.count(False)} of them wrong.")
 print(f"{len(rest)} handed over to the LLM, {rest.count(False)} of them wrong; {len(own)} LLM calls saved.")
 print(f"In production: TrainedModel.load({str(exported)!r}).predict_or_abstain(texts, fallback)")

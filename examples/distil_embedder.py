@@ -55,6 +55,6 @@ with DataDreamer(OUTPUT):
         rate = 2 * len(titles) / (time.perf_counter() - started)
         cosines = queries @ documents.T
         ranks = (cosines > np.diag(cosines)[:, None]).sum(axis=1) + 1
-        print(f"  {name:15} {(ranks == 1).mean():9.1%}  {(1 / ranks).mean():.3f}  {rate:7.0f}")
+        print(f"  {name:15} {100 * (ranks == 1).mean():7.1f} %  {(1 / ranks).mean():.3f}  {rate:7.0f}")
     before, after = (TrainedModel(path).bytes_on_disk / 1e6 for path in (TEACHER, student.path))
     print(f"{before:.0f} MB became {after:.0f} MB: {student.path}")

@@ -49,7 +49,7 @@ with DataDreamer(OUTPUT):
 
     figures = trainer.metrics
     print(f"\nOn {len(validation.output)} packages that it was not trained on:")
-    print(f"  prefers what people wrote: {figures['rewards/accuracies']:.0%}")
+    print(f"  prefers what people wrote: {100 * figures['rewards/accuracies']:.0f} %")
     print(f"  by a margin of {figures['rewards/margins']:.2f}, with a loss of {figures['loss']:.3f} (0.693 untrained)")
     prompts = validation.output["prompt"][:2]
     before, after = (

@@ -77,7 +77,8 @@ with DataDreamer(FOLDER):
 
     clean = measured("Right labels", truth)
     print("\nLabels              wrong   accuracy    kept  biased")
-    print(f"{'right':<20} {0:>4.0%}     {100 * clean[0]:6.1f} {1:>7.0%} {clean[1]:>7.0%}")
+    print(f"{'right':<20}  0 %     {100 * clean[0]:6.1f} {100:>5} % {100 * clean[1]:>5.0f} %")
     for kind in ("uniform", "biased"):
         right, biased = measured(f"{kind} noise", noisy(truth, kind, SHARE))
-        print(f"{kind:<20} {SHARE:>4.0%}     {100 * right:6.1f} {right / clean[0]:>7.0%} {biased:>7.0%}")
+        kept = 100 * right / clean[0]
+        print(f"{kind:<20} {100 * SHARE:>2.0f} %     {100 * right:6.1f} {kept:>5.0f} % {100 * biased:>5.0f} %")

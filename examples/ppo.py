@@ -78,5 +78,5 @@ with DataDreamer(OUTPUT):
     for name, trainer in (("before", titles), ("after", plain)):
         written = HFTransformers(trainer).run(prompts, max_new_tokens=16, temperature=1.0, top_p=1.0, seed=1)
         reward = sum(plain_words(prompts, written)) / len(prompts)
-        print(f"  {name:6} {reward:.0%} plain words, such as:{written[0]};{written[1]}")
+        print(f"  {name:6} {100 * reward:.0f} % plain words, such as:{written[0]};{written[1]}")
     print(f"It is {plain.metrics['kl']:.1f} nats from the model that it was.")

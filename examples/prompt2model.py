@@ -64,6 +64,7 @@ with DataDreamer(FOLDER):
 
 first = made["linear", "made"]
 print(f"\nOn {len(test.output)} descriptions that none has seen:")
-print(f"  {'the LLM, prompted':32} {first.metrics['the LLM, prompted']['exact_match']:6.1%}")
+print(f"  {'the LLM, prompted':32} {100 * first.metrics['the LLM, prompted']['exact_match']:4.1f} %")
 for (title, data), each in made.items():
-    print(f"  {title + ', ' + data:32} {each.metrics['student']['exact_match']:6.1%} of {len(each.rows.output)} rows")
+    score = 100 * each.metrics["student"]["exact_match"]
+    print(f"  {title + ', ' + data:32} {score:4.1f} % of {len(each.rows.output)} rows")

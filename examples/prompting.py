@@ -80,9 +80,9 @@ def main() -> None:
         llm.unload_model()
 
         for row, mood in zip(checked.output, moods.output["labels"], strict=True):
-            share = (
-                "no claims" if row["share"] is None else f"{row['share']:.0%} of {len(row['claims'])} claims supported"
-            )
+            share = "no claims"
+            if row["share"] is not None:
+                share = f"{100 * row['share']:.0f} % of {len(row['claims'])} claims supported"
             print(f"{row['answers']!r:.90}  {mood}, {share}")
         for row in evolved.output:
             print(f"{row['seeds']!r:.50} -> {row['instructions']!r:.70}  ({row['eliminated'] or 'kept'})")

@@ -37,6 +37,6 @@ with DataDreamer(OUTPUT):
 
     print(f"\nOn {len(heldout.output)} packages that none of them was trained on:")
     for trainer in (whole, lora, qlora):
-        print(f"  {trainer.name:12} accuracy {trainer.metrics['accuracy']:.0%}")
+        print(f"  {trainer.name:12} accuracy {100 * trainer.metrics['accuracy']:.0f} %")
     print(f"The third has {qlora.trained.num_parameters:,} weights, like the first, and loads like any other model:")
     print(f"  {qlora.predict(['Parses command lines and their options.']).labels}")

@@ -39,7 +39,7 @@ with DataDreamer(OUTPUT):
             row["indices"].index(n) + 1 if n in row["indices"] else 0 for n, row in enumerate(found.output["results"])
         ]
         first = sum(rank == 1 for rank in ranks) / QUERIES
-        print(f"  {name:10} {first:8.1%}  {sum(1 / rank for rank in ranks if rank) / QUERIES:.3f}")
+        print(f"  {name:10} {100 * first:6.1f} %  {sum(1 / rank for rank in ranks if rank) / QUERIES:.3f}")
 
     (best,) = both.run(["draw charts in the terminal"], k=1)
     print(f'"draw charts in the terminal": {best["texts"][0][:80]}')

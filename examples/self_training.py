@@ -42,4 +42,4 @@ with DataDreamer(FOLDER):
         )  # fmt: skip
         print(f"\n{grown}")
         first, last = (each.metrics["accuracy"] for each in (grown.students[0], grown.student))
-        print(f"{title}: from {first:.1%} with {SEED} labels to {last:.1%} with a pool of {POOL}")
+        print(f"{title}: from {100 * first:.1f} % with {SEED} labels to {100 * last:.1f} % with a pool of {POOL}")

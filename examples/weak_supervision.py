@@ -112,4 +112,4 @@ with DataDreamer(FOLDER):
     for name, model in {f"the classifier of {SEEN} labels": small, "the student of the votes": student}.items():
         said = model.predict(list(test["description"])).labels
         right = sum(one == other for one, other in zip(said, test["topic"], strict=True))
-        print(f"On {len(said)} held-out rows {name} is right in {right / len(said):.1%}.")
+        print(f"On {len(said)} held-out rows {name} is right in {100 * right / len(said):.1f} %.")

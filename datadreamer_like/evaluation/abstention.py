@@ -87,8 +87,9 @@ def fit_threshold(
         raise EmptyDataset("scores has no rows. Pass those of held-out rows.")
     if rows < needed:
         raise DataError(
-            f"There are {rows:,} rows, and at least {needed:,} are needed to show an error of at most {max_error:.2%} "
-            f"with a confidence of {confidence:.2%}. Pass more held-out rows, or raise max_error."
+            f"There are {rows:,} rows, and at least {needed:,} are needed to show an error of at most "
+            f"{100 * max_error:.2f} % with a confidence of {100 * confidence:.2f} %. Pass more held-out rows, or "
+            "raise max_error."
         )
     order = np.argsort(-certain, kind="stable")
     ranked, errors = certain[order], np.cumsum(~right[order])

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("datadreamer_like")
 
+# Before these have gone by since the first rows, a speed or a remaining time would be a guess.
+_LEAST_SECONDS, _LEAST_CHANGES = 5.0, 3
+
 
 @dataclass
 class _Task:
@@ -26,16 +29,33 @@ class _Task:
     interval: float | None
     started: float = field(default_factory=time.monotonic)
     said: float = field(default_factory=time.monotonic)
+    first: tuple[float, int] = (0.0, 0)  # when rows were first seen to be done, and how many
+    last: int = 0
+    changes: int = 0
+
+    def rate(self) -> float | None:
+        """Returns the rows a second since the first ones, or None if that is too early to say.
+
+        The time of loading before them does not count, nor do the rows that a resumed run starts with. Call it about
+        once a second, so that it sees the number of rows change.
+        """
+        now, rows = time.monotonic(), self.usage.rows
+        if not self.last or rows < self.last:
+            self.first, self.last, self.changes = (now, rows), rows, 0
+        elif rows > self.last:
+            self.last, self.changes = rows, self.changes + 1
+        seconds = now - self.first[0]
+        early = seconds < _LEAST_SECONDS or self.changes < _LEAST_CHANGES
+        return None if early else (rows - self.first[1]) / seconds
 
     def line(self) -> str:
-        usage, seconds = self.usage, time.monotonic() - self.started
-        rate = usage.rows / seconds if seconds > 0 else 0.0
+        usage, rate, seconds = self.usage, self.rate(), time.monotonic() - self.started
         parts = []
         if usage.rows or usage.total_rows:
             parts.append(f"{usage.rows:,}" + (f" of {usage.total_rows:,}" if usage.total_rows else "") + " rows")
         if usage.note:
             parts.append(usage.note)
-        if rate >= 0.05:
+        if rate is not None and rate >= 0.05:
             parts.append(f"{rate:,.1f} rows/s" if rate < 100 else f"{rate:,.0f} rows/s")
         if usage.total_rows and rate and usage.rows < usage.total_rows:
             parts.append(f"{duration((usage.total_rows - usage.rows) / rate)} left")
@@ -114,6 +134,7 @@ class Progress:
         while not stopped.wait(1.0):
             now = time.monotonic()
             for task in list(self._tasks):
+                task.rate()
                 if task.interval is not None and now - task.said >= task.interval:
                     task.said = now
                     logger.info("%s: %s", task.name, task.line())

@@ -104,7 +104,8 @@ class Width(CompressionMethod):
             left = stated
         if total - left > self.at_most * total:
             return (
-                f"{(total - left) / total:.0%} of its parameters would go, more than at_most={self.at_most:.0%} at a "
+                f"{100 * (total - left) / total:.0f} % of its parameters would go, more than at_most="
+                f"{100 * self.at_most:.0f} % at a "
                 "time. Prune in several rounds and train between them, or raise at_most."
             )
         return None

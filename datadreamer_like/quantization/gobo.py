@@ -71,7 +71,8 @@ class GOBO(WeightQuantization):
         share = len(made.get_buffer("weight_values")) / weight.numel()
         if share > _MOST_OUTLIERS:
             raise MethodMisfit(
-                f'{share:.0%} of the weights of "{name}" have a log density below {self.threshold:g}, so they would be '
+                f'{100 * share:.0f} % of the weights of "{name}" have a log density below {self.threshold:g}, so they '
+                "would be "
                 f"stored as outliers: their standard deviation is {float(weight.float().std()):.3g}, and the wider the "
                 f"weights, the lower their density. Pass a lower threshold, or exclude the layer."
             )

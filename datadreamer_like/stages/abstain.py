@@ -91,8 +91,8 @@ class Abstain(HeldOutStage):
         needed, rows = rows_needed(max_error, confidence), getattr(inputs, "num_rows", None)
         if rows and rows < needed:
             raise DataError(
-                f'"{name}": inputs has {rows:,} rows, and a bound of {max_error:.2%} with a confidence of '
-                f"{confidence:.2%} needs at least {needed:,}. Pass more held-out rows, or raise max_error."
+                f'"{name}": inputs has {rows:,} rows, and a bound of {100 * max_error:.2f} % with a confidence of '
+                f"{100 * confidence:.2f} % needs at least {needed:,}. Pass more held-out rows, or raise max_error."
             )
         self.max_error, self.confidence = max_error, confidence
         super().__init__(
@@ -125,7 +125,8 @@ class Abstain(HeldOutStage):
             )  # fmt: skip
         self.card.metrics |= {"coverage": round(found.coverage, 6), "accuracy": round(float(rows.correct.mean()), 6)}
         self.card.facts["Guarantee"] = (
-            f"at most {self.max_error:.2%} of the answers are wrong, with a confidence of {self.confidence:.2%}"
+            f"at most {100 * self.max_error:.2f} % of the answers are wrong, "
+            f"with a confidence of {100 * self.confidence:.2f} %"
         )
         self.card.facts["Answered"] = f"{found.answered:,} of {found.rows:,} rows, {found.errors:,} of them wrong"
         return replace(before, threshold=found)

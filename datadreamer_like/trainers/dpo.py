@@ -57,6 +57,7 @@ class TrainHFDPO(TrainHFFineTune):
     """
 
     several_devices = False
+    result_version = 2
     papers: ClassVar[Sequence[str]] = (_CITATION,)
     arguments: ClassVar[type[TrainingArguments]] = DPOConfig
     decided: ClassVar = {"beta", "loss_type", "disable_dropout", "precompute_ref_log_probs", "padding_free"}

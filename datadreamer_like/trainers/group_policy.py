@@ -47,6 +47,7 @@ _POSITIONS = {
 class GroupPolicyTrainer(PolicyTrainer):
     """Base of trainers that sample several answers to a prompt; see `TrainHFGRPO` and `TrainHFRLOO`."""
 
+    result_version = 2
     loop: ClassVar[type[_GroupLoop]]
     method: ClassVar[str]
     decided: ClassVar = {

@@ -24,7 +24,7 @@ SHORT = {
     "export_everywhere": "is about",
     "from_call_logs": "Asked again: 200 prompts, 0 requests.",
     "judges": "The panel's verdicts on all 6 pairs",
-    "label_noise": "biased                50%",
+    "label_noise": "biased               50 %",
     "lottery_ticket": "On rows that none has seen",
     "ppo": "nats from the model",
     "prompting": "1 conversations, ",

@@ -170,9 +170,9 @@ def test_a_width_only_our_loader_reads_is_refused_unless_it_is_allowed(tmp_path:
 
 def test_too_much_at_a_time_is_refused_before_work() -> None:
     model = build("llama")
-    with pytest.raises(MethodMisfit, match=r"% of its parameters would go, more than at_most=33%"):
+    with pytest.raises(MethodMisfit, match=r"% of its parameters would go, more than at_most=33 %"):
         pruning.Width(hidden=8).apply(model, [])
-    with pytest.raises(MethodMisfit, match="more than at_most=5%"):
+    with pytest.raises(MethodMisfit, match="more than at_most=5 %"):
         pruning.Width(heads=2, loadable="here", at_most=0.05).apply(build("bert"), [])
 
 

@@ -83,7 +83,9 @@ def test_threshold_is_on_the_log_odds_of_the_model(sure: Abstain):
     assert "2110.01052" in " ".join(sure.card.citations)
 
 
-def test_texts_below_the_threshold_go_to_the_fallback_once_and_in_order(sure: Abstain):
+def test_texts_below_the_threshold_go_to_the_fallback_once_and_in_order(
+    sure: Abstain, caplog: pytest.LogCaptureFixture
+):
     texts, asked = mixed(60, 8)[0], []
 
     def fallback(given: list[str]) -> list[str]:
@@ -97,6 +99,11 @@ def test_texts_below_the_threshold_go_to_the_fallback_once_and_in_order(sure: Ab
     assert found.coverage == pytest.approx(1 - len(left) / 60)
     for text, label, own in zip(texts, found.labels, found.answered, strict=True):
         assert (label in LABELS) if own else label == f"asked {text}"
+    assert found.outside == [row for row, own in enumerate(found.answered) if not own]
+    assert f"not classes of the model: {len(left)} ('asked {left[0]}' in row {found.outside[0]}, " in caplog.text
+    caplog.clear()
+    assert sure.predict_or_abstain(texts, lambda given: [LABELS[0]] * len(given)).outside == []
+    assert not caplog.text
     with pytest.raises(StepOutputError, match="returned 1 labels for"):
         sure.predict_or_abstain(texts, lambda given: ["one"])
     assert len(sure.predict_or_abstain([], fallback)) == 0
@@ -183,6 +190,11 @@ def test_multi_label_model_abstains_unless_all_its_decisions_are_certain(session
     found = sure.predict_or_abstain(texts[:40])
     assert list(found.answered) == list(np.abs(logits).min(1) > sure.threshold.log_odds)
     assert found.predictions.labels == [[LABELS[i] for i in np.flatnonzero(row > 0)] for row in logits]
+    left = int((~found.answered).sum())
+    assert left > 1
+    given = [[LABELS[0], "other"], *[LABELS[:2]] * (left - 1)]
+    (outside,) = sure.predict_or_abstain(texts[:40], lambda texts: given).outside
+    assert outside == int(np.flatnonzero(~found.answered)[0])
 
 
 def test_rerun_finds_the_result_and_runs_no_model(tmp_path: Path, good: Path):

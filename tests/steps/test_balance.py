@@ -64,7 +64,7 @@ def test_equal_shares_are_the_default_and_both_distributions_are_reported(sessio
     step = balanced(labels)
     assert Counter(step.output["label"]) == {"a": 2, "b": 2, "c": 2}
     assert step.card.facts["Distribution"] == (
-        "a 2 (33.3%), b 2 (33.3%), c 2 (33.3%); before: a 6 (54.5%), c 3 (27.3%), b 2 (18.2%)"
+        "a 2 (33.3 %), b 2 (33.3 %), c 2 (33.3 %); before: a 6 (54.5 %), c 3 (27.3 %), b 2 (18.2 %)"
     )
     assert [step.trace(place).parents[0].index for place in range(6)] == list(step.output["row"])
     up = balanced(labels, by="up")

@@ -63,7 +63,7 @@ class TestExact:
             {"text": "x", "row": 4, "score": 0, "reason": "exact duplicate", "cluster": 0, "similarity": 1.0},
         ]
         assert [step.rejected.trace(index).parents[0].index for index in range(2)] == [1, 4]
-        assert step.card.facts["Rejected"] == "2 of 6 rows (33.33%): exact duplicate 2"
+        assert step.card.facts["Rejected"] == "2 of 6 rows (33.33 %): exact duplicate 2"
 
     def test_drop_false_keeps_all_rows_with_their_clusters(self, session: DataDreamer):
         step = once(Deduplicate, ["x", "X", "y", "x"], drop=False)

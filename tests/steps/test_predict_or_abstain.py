@@ -40,7 +40,7 @@ def test_rows_under_the_threshold_go_to_the_llm_step_and_no_others(tmp_path: Pat
             assert list(step.output["answered"]) == [True, False, False, True, False]
             assert list(step.output["probabilities"]) == [0.9, None, 0.5, 0.9, 0.5]
             assert list(step.output["texts"]) == TEXTS
-            assert step.card.facts["Coverage"] == "50.00% of 4 texts"
+            assert step.card.facts["Coverage"] == "50.00 % of 4 texts"
     assert len(llm.asked) == 2  # the rerun asked nothing
     assert all("long" in prompt for prompt in llm.asked)
 
@@ -57,6 +57,20 @@ def test_without_a_fallback_labels_are_none_and_with_nothing_left_it_is_not_call
 def test_fallback_may_return_a_step_with_one_output_or_a_column(session: DataDreamer):
     step = labelled(lambda texts: DataSource("Given", {"label": ["a", "b"]}))
     assert list(step.output["labels"]) == ["short", None, "a", "short", "b"]
+
+
+def test_labels_of_the_fallback_that_are_no_classes_are_kept_counted_and_named(
+    session: DataDreamer, caplog: pytest.LogCaptureFixture
+):
+    step = labelled(lambda texts: DataSource("Given", {"label": ["long", "Long."]}))
+    assert list(step.output["labels"]) == ["short", None, "long", "short", "Long."]
+    assert step.card.facts["Labels outside the classes"] == "1 of 2 from the fallback"
+    assert "Labels: labels from the fallback that are not classes of the model: 1 ('Long.' in row 4)" in caplog.text
+    assert "(short, long)" in caplog.text
+    caplog.clear()
+    fine = labelled(lambda texts: DataSource("Right", {"label": ["long", None]}))  # None: it does not know either
+    assert "Labels outside the classes" not in fine.card.facts
+    assert "not classes" not in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -180,7 +180,7 @@ def test_reasons_of_all_validators_are_kept_and_counted(session: DataDreamer):
         "missing",
     ]
     counts = step.card.facts["Rejected"]
-    assert counts == "3 of 4 rows (75.00%): no_digits 2, LengthBetween 1, in_stock 1, missing 1"
+    assert counts == "3 of 4 rows (75.00 %): no_digits 2, LengthBetween 1, in_stock 1, missing 1"
     assert [step.rejected.trace(row).parents[0].index for row in range(3)] == [0, 1, 3]
     whole = checked(["a 1", "b"], no_digits, drop=False)
     assert list(whole.output["reason"]) == ["fails no_digits", None]

@@ -317,7 +317,7 @@ def test_an_audit_passes_labels_on_that_are_shown_to_be_good_enough(session: Dat
 
 
 def test_an_audit_refuses_what_is_below_the_bar_and_what_is_not_shown(session: DataDreamer):
-    with pytest.raises(DataError, match=r"50.0 \[27.2, 72.8\] % on 20 gold rows is below the bar of 80.0%.*new gold"):
+    with pytest.raises(DataError, match=r"50.0 \[27.2, 72.8\] % on 20 gold rows is below the bar of 80.0 %.*new gold"):
         audited(["a"] * 20, ["a", "b"] * 10)
     with pytest.raises(DataError, match=r"on 10 gold rows is not shown.*17 rows without an error.*Label more"):
         audited(["a"] * 10, ["a"] * 10)

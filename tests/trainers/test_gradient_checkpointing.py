@@ -57,7 +57,7 @@ def given(kind: str, data: Any) -> dict[str, Any]:
     [*((kind, kind in ("fine-tuning", "reward", "grpo")) for kind in TRAINERS), ("ppo", True)],
 )
 def test_losses_and_weights_are_the_same(session, tiny_causal_lm, data, kind, adapter, monkeypatch):
-    lora = LoraConfig(r=4, target_modules=["q_proj", "down_proj"]) if adapter else None
+    lora = LoraConfig(r=4, lora_dropout=0.1, target_modules=["q_proj", "down_proj"]) if adapter else None
     found, counts = [], []
     for checkpointing in (False, True):
         calls = [0]

@@ -107,7 +107,7 @@ def test_the_saved_model_is_the_one_that_was_trained(session, tiny_causal_lm, da
 
 
 @pytest.mark.parametrize("kind", ["classifier", "encoder", "preferences", "reward", "ppo", "grpo"])
-def test_every_trainer_takes_it(session, tiny_causal_lm, tiny_encoder, data, kind):
+def test_every_trainer_takes_it(session, tiny_causal_lm, tiny_encoder, data, tmp_path, kind):
     start = tiny_encoder if kind == "encoder" else tiny_causal_lm
     options: dict[str, Any] = {"model_name": str(start), "qlora": True}
     few: dict[str, Any] = {"epochs": 2, "batch_size": 4, "learning_rate": 5e-3}
@@ -130,6 +130,9 @@ def test_every_trainer_takes_it(session, tiny_causal_lm, tiny_encoder, data, kin
         trainer.train(**prompts(), reward_model=count_of_t, num_generations=2, beta=0.1, **SAMPLED)
     assert not getattr(trainer.model, "is_quantized", False)
     assert all(torch.isfinite(weight).all() for weight in trainer.model.parameters())
+    adapter = load_file(trainer.export_to_disk(tmp_path / "adapter", adapter_only=True) / "adapter_model.safetensors")
+    # Rounded to bfloat16 after each step, small steps would change nothing.
+    assert any((weight != weight.bfloat16().float()).any() for weight in adapter.values())
 
 
 @pytest.mark.parametrize("adapter", [{"qlora": True}, {"peft_config": LoraConfig(r=4, target_modules="all-linear")}])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,11 @@ import numpy as np
 
 from datadreamer_like.errors import ArgumentTypeError, StepOutputError
 
+logger = logging.getLogger("datadreamer_like")
+
 Array = np.ndarray[Any, np.dtype[np.float64]]
+
+_SHOWN, _CLASSES_SHOWN = 3, 10
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,11 @@ class Answers:
     def coverage(self) -> float:
         """The share of texts that the model answered."""
         return float(self.answered.mean()) if len(self.answered) else 0.0
+
+    @property
+    def outside(self) -> list[int]:
+        """The positions of the texts to which the fallback gave a label that is not one of the model's classes."""
+        return outside_classes(self.labels, self.predictions.classes)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -126,6 +136,32 @@ def hand_over(
     for index, label in zip(left, given, strict=True):
         found[index] = label
     return found
+
+
+def outside_classes(labels: Sequence[Any], classes: Sequence[str]) -> list[int]:
+    """Returns the positions of labels, or lists of them, that are not all classes; None is no label, and not found."""
+    known = {*classes}
+
+    def is_known(label: Any) -> bool:
+        if isinstance(label, list | tuple):
+            return all(isinstance(each, str) and each in known for each in label)
+        return isinstance(label, str) and label in known
+
+    return [row for row, label in enumerate(labels) if label is not None and not is_known(label)]
+
+
+def warn_of_outside(labels: Sequence[Any], classes: Sequence[str], what: str) -> int:
+    """Warns of labels of a fallback, named `what`, that are not classes, with the first rows; returns how many."""
+    found = outside_classes(labels, classes)
+    if found:
+        first = ", ".join(f"{labels[row]!r:.60} in row {row}" for row in found[:_SHOWN])
+        logger.warning(
+            "%s: labels from the fallback that are not classes of the model: %s (%s%s). They are kept. Map the answers "
+            "of the fallback to the classes (%s), or leave these rows out.", what, f"{len(found):,}", first,
+            ", ..." if len(found) > _SHOWN else "",
+            ", ".join([*classes[:_CLASSES_SHOWN], *["..."] * (len(classes) > _CLASSES_SHOWN)]),
+        )  # fmt: skip
+    return len(found)
 
 
 def check_texts(texts: object) -> None:

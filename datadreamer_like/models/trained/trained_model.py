@@ -28,6 +28,7 @@ from .predictions import (
     hand_over,
     log_odds,
     probabilities,
+    warn_of_outside,
 )
 
 if TYPE_CHECKING:
@@ -275,8 +276,8 @@ class TrainedModel:
 
         Args:
             texts: The texts.
-            fallback: Called once with all texts that are handed over; returns their labels. None: they have the label
-                None.
+            fallback: Called once with all texts that are handed over; returns their labels. One that is not a class of
+                the model is kept, and warned of with its row. None: they have the label None.
             batch_size: Texts in a batch.
 
         Raises:
@@ -290,6 +291,7 @@ class TrainedModel:
         predictions, certainty = self._predicted(logits)
         answered = certainty > threshold.log_odds
         labels = hand_over(texts, predictions.labels, answered, fallback)
+        warn_of_outside(labels, predictions.classes, "predict_or_abstain")
         return Answers(labels, answered, predictions)
 
     def _predicted(self, logits: np.ndarray[Any, np.dtype[np.float32]]) -> tuple[Predictions, np.ndarray[Any, Any]]:

@@ -203,7 +203,7 @@ class Step(Registration, Operations["Derived"], Exports):
     @progress.setter
     def progress(self, value: float) -> None:
         self._progress = max(self.progress or 0.0, min(1.0, float(value)))
-        self.usage.note = f"{self._progress:.0%}"
+        self.usage.note = f"{100 * self._progress:.0f} %"
 
     @property
     def logger(self) -> logging.Logger:

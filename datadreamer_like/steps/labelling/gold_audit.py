@@ -87,8 +87,9 @@ class GoldAudit(Step):
                 else "Label more gold rows, or improve the labeller."
             )
             raise DataError(
-                f'"{self.name}": the accuracy {found.scaled(100):.1f} % on {rows:,} gold rows {verdict} of {bar:.1%} '
-                f"(interval at {confidence:.0%}; {needed:,} rows without an error would show it). {advice}"
+                f'"{self.name}": the accuracy {found.scaled(100):.1f} % on {rows:,} gold rows {verdict} of '
+                f"{100 * bar:.1f} % (interval at {100 * confidence:.0f} %; {needed:,} rows without an error "
+                f"would show it). {advice}"
             )
         self.register_data_card("Audited accuracy", f"{found.scaled(100):.1f} % on {rows:,} hidden gold rows")
         return self._inputs["labels"]
@@ -122,5 +123,5 @@ class GoldAudit(Step):
             if of_label.any():
                 found = exact_interval(right, labelled, confidence=self.args["confidence"]) if labelled else None
                 rows.append({"label": name, "gold": int(of_label.sum()), "labelled": labelled, "accuracy": found})
-        note = f"Accuracy: of the labels, with an exact interval at {self.args['confidence']:.0%}. "
-        return Table(_COLUMNS, rows, self.name, [note + f"{self.coverage:.1%} of all rows have a label."])
+        note = f"Accuracy: of the labels, with an exact interval at {100 * self.args['confidence']:.0f} %. "
+        return Table(_COLUMNS, rows, self.name, [note + f"{100 * self.coverage:.1f} % of all rows have a label."])

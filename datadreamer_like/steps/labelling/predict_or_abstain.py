@@ -9,7 +9,7 @@ from typing import Any
 from datadreamer_like.errors import ArgumentTypeError, StepOutputError
 from datadreamer_like.graph.output import Column, OutputDataset, OutputIterableDataset
 from datadreamer_like.models.trained.model_node import ModelNode, as_trained_model
-from datadreamer_like.models.trained.predictions import hand_over
+from datadreamer_like.models.trained.predictions import hand_over, warn_of_outside
 from datadreamer_like.models.trained.trained_model import TrainedModel
 
 from ..base.step import Step, SuperStep
@@ -31,7 +31,8 @@ class PredictOrAbstain(SuperStep):
     model). A missing text has no label.
 
     Of the rows that the model answers, no more are wrong than `Abstain` guarantees; the fallback's answers come without
-    a guarantee. If no row is handed over, the fallback is not called.
+    a guarantee. Its labels are kept as they are; those that are not classes of the model are counted on the data card,
+    and a warning shows the first with their rows. If no row is handed over, the fallback is not called.
 
     Example:
         >>> def ask(texts):  # doctest: +SKIP
@@ -68,10 +69,12 @@ class PredictOrAbstain(SuperStep):
         texts = list(self.inputs["texts"])
         labels: list[Any] = [None] * len(texts)
         answered, chances = [False] * len(texts), list(labels)
+        classes: list[str] = []
         known = [index for index, text in enumerate(texts) if text is not None]
         for start in range(0, len(known), _TEXTS_AT_ONCE):
             part = known[start : start + _TEXTS_AT_ONCE]
             found = model.predict_or_abstain([texts[index] for index in part], batch_size=self.args["batch_size"])
+            classes = found.predictions.classes
             best = found.predictions.probabilities.max(axis=1).tolist()
             for row, index in enumerate(part):
                 labels[index], answered[index] = found.labels[row], bool(found.answered[row])
@@ -87,8 +90,12 @@ class PredictOrAbstain(SuperStep):
             labels = [None] * len(texts)
             for index, label in zip(known, given, strict=True):
                 labels[index] = label
+        outside = warn_of_outside(labels, classes, self.name)
+        if outside:
+            asked = len(known) - sum(answered)
+            self.register_data_card("Labels outside the classes", f"{outside:,} of {asked:,} from the fallback")
         share = sum(answered) / max(1, len(known))
-        self.register_data_card("Coverage", f"{share:.2%} of {len(known):,} texts")
+        self.register_data_card("Coverage", f"{100 * share:.2f} % of {len(known):,} texts")
         return {"texts": texts, "labels": labels, "answered": answered, "probabilities": chances}
 
     def _asked(self, fallback: Callable[[Column], Any], texts: list[str]) -> list[Any]:

@@ -138,4 +138,4 @@ def _drawn(rows: np.ndarray[Any, Any], count: int, draw: np.random.Generator) ->
 
 def _shown(counts: Counter[Any]) -> str:
     total = max(1, counts.total())
-    return ", ".join(f"{label} {count:,} ({count / total:.1%})" for label, count in counts.most_common())
+    return ", ".join(f"{label} {count:,} ({100 * count / total:.1f} %)" for label, count in counts.most_common())

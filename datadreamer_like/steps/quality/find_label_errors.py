@@ -93,7 +93,8 @@ class FindLabelErrors(RowFilter):
             folds=self.args["folds"],
             seed=self.args["seed"],
         )
-        self.register_data_card("Label noise", f"{found.noise_rate:.1%} of the labels are estimated to be wrong")
+        noise = f"{100 * found.noise_rate:.1f} %"
+        self.register_data_card("Label noise", f"{noise} of the labels are estimated to be wrong")
         reasons: list[str | None] = [None] * len(table)
         chances: list[float | None] = [None] * len(table)
         suggested: list[str | None] = [None] * len(table)

@@ -63,7 +63,8 @@ class MinHashIndex:
         args = step.args
         bands, rows = bands_of(args["threshold"], args["num_perm"])
         missed = (1 - args["threshold"] ** rows) ** bands
-        step.register_data_card("MinHash", f"{bands} bands of {rows}; misses {missed:.1%} of pairs at the threshold")
+        misses = f"misses {100 * missed:.1f} % of pairs at the threshold"
+        step.register_data_card("MinHash", f"{bands} bands of {rows}; {misses}")
         values, chosen = table.data.column(column), table.indices
 
         def text_at(place: int) -> str:

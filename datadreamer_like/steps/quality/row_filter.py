@@ -146,7 +146,7 @@ class RowFilter(Step):
     def _describe(self, judged: Judged, rejected: np.ndarray[Any, Any]) -> None:
         total = len(judged.is_rejected)
         share = len(rejected) / max(1, total)
-        text = f"{len(rejected):,} of {total:,} rows ({share:.2%})"
+        text = f"{len(rejected):,} of {total:,} rows ({100 * share:.2f} %)"
         counts = judged.counts
         if counts is None:
             counts = Counter(judged.columns["reason"].take(pa.array(rejected)).to_pylist())

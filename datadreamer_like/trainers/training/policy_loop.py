@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -142,6 +142,11 @@ class PolicyLoop(ObjectiveLoop):
         args, lengths = self.args, self.run.train.lengths
         return self.loader(self.run.train, RepeatedBatches(lengths, self._train_batch_size, args.seed, self.steps))
 
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Takes a step without dropout, also in the layers that gradient checkpointing runs again for the gradient."""
+        with ExitStack() as self._until_backward:
+            return super().training_step(*args, **kwargs)
+
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
@@ -152,9 +157,9 @@ class PolicyLoop(ObjectiveLoop):
         if part == 0:
             self.order = torch.randperm(rows).to(self.round.input_ids.device)
         self.taken += 1
+        self._until_backward.enter_context(without_dropout(model))
         now = self.round.rows(self.order[part :: self.ppo.mini_batches] if part < rows else self.order)
-        with without_dropout(model):
-            log_probs, values = self.log_probs_and_values(model, now)
+        log_probs, values = self.log_probs_and_values(model, now)
         loss = clipped_policy_loss(log_probs, now.log_probs, now.advantages, now.mask, self.ppo.cliprange)
         loss = loss + self.ppo.vf_coef * clipped_value_loss(
             values, now.values, now.returns, now.mask, self.ppo.cliprange_value
