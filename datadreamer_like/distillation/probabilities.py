@@ -146,7 +146,11 @@ def class_names_of(rows: Iterable[Any], classes: Sequence[str] | None, where: st
     """Returns the classes of rows of probabilities and their positions; see `Probabilities` for the errors."""
     if classes is None:
         found: set[str] = set()
-        for row in rows:
+        for index, row in enumerate(rows):
+            if row is None:
+                raise DataError(
+                    f"{where} is None in row {index}, such as that of a text without votes. Filter such rows out first."
+                )
             if not isinstance(row, Mapping):
                 raise DefinitionError(
                     f'{where} are lists of numbers, whose classes are unknown. Pass classes=["...", ...] in their '

@@ -12,6 +12,7 @@ from datadreamer_like.distillation import Probabilities, SoftTargets
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, EmptyDataset, LabelError, check_number
 from datadreamer_like.evaluation.columns import check_column
 from datadreamer_like.evaluation.labels import class_names, label_name
+from datadreamer_like.graph.card import Card
 from datadreamer_like.graph.output import Column
 from datadreamer_like.report import Table, TableColumn, curves
 from datadreamer_like.steps import ChooseRowsToLabel, Predict, Step, concat
@@ -57,12 +58,13 @@ class _Arm:
     rows: list[Step] = field(default_factory=list)  # texts and labels, of each round
     asked: list[str] = field(default_factory=list)
     cost: float | None = 0.0
+    paid: list[Card] = field(default_factory=list)  # whose cost is in it
     curve: list[dict[str, Any]] = field(default_factory=list)
     done: bool = False
 
     def copy(self, title: str, by: str) -> _Arm:
         """Returns an arm that goes on from here by itself."""
-        return _Arm(title, by, [*self.students], [*self.rows], [*self.asked], self.cost, [*self.curve])
+        return _Arm(title, by, [*self.students], [*self.rows], [*self.asked], self.cost, [*self.paid], [*self.curve])
 
 
 class DistillationLoop:
@@ -102,7 +104,7 @@ class DistillationLoop:
         rows: The step with the rows that the last student learned from: `text`, `label`.
         curve: For each round a dict: `round`, `rows` (labelled so far), `cost` (US dollars so far; None if unknown),
             `disagreement` (share of the new rows where the student before it said something else than the teacher),
-            `accuracy`, and `random`, the accuracy of the control after as many rows.
+            `accuracy`, and `random`, the accuracy of the control after as many rows (None if `budget_cost` ended it).
 
     Raises:
         SessionError: There is no session.
@@ -159,15 +161,12 @@ class DistillationLoop:
         arms = [first, *([first.copy(f"{name}, random", "random")] if control else [])]
         while not all(arm.done for arm in arms):
             for arm in arms:
-                self._run_round(arm)
+                self._run_round(arm, None if arm is first else len(first.asked))
         self.students = [students[0] for students in first.students]
         self.random_students = [students[0] for students in arms[-1].students] if control else []
         self.rows = first.rows[-1]
-        control_scores = [row["accuracy"] for row in arms[-1].curve] if control else []
-        self.curve = [
-            {**row, "random": control_scores[index] if index < len(control_scores) else None}
-            for index, row in enumerate(first.curve)
-        ]
+        control_scores = {row["rows"]: row["accuracy"] for row in arms[-1].curve} if control else {}
+        self.curve = [{**row, "random": control_scores.get(row["rows"])} for row in first.curve]
         logger.info("%s", self.table)
 
     @classmethod
@@ -202,8 +201,8 @@ class DistillationLoop:
 
     # One round
 
-    def _run_round(self, arm: _Arm) -> None:
-        rows = self._rows_to_ask(arm)
+    def _run_round(self, arm: _Arm, up_to: int | None = None) -> None:
+        rows = self._rows_to_ask(arm, up_to)
         if rows < 1 or arm.done:
             arm.done = True
             return
@@ -226,12 +225,17 @@ class DistillationLoop:
         texts = chosen.output["texts"]
         labels, hard = self._ask(f"{title}, labels", texts)
         arm.asked += texts
+        if not before and all(label is None for label in hard):
+            raise EmptyDataset(
+                f'"{self.name}": the teacher gave none of the first {len(arm.asked):,} texts a label, so there is '
+                f"nothing to learn. Look at what it said: {labels.step.name!r}, and its errors."
+            )
         if number == 1:
             said_so = {label for row in hard if row is not None for label in _shares(row)}
             self._check_classes(said_so, "the labels that the teacher gave")
-        self._add_cost(arm, labels, chosen)
         new = labelled(texts, labels)
         joined = (concat(arm.rows[-1], new) if arm.rows else new).save(name=f"{title}, rows")
+        self._add_cost(arm, labels, chosen)
         disagreement = None
         if before:
             said = Predict(f"{title}, student before", inputs={"texts": texts}, args={"model": before[0]})
@@ -255,8 +259,10 @@ class DistillationLoop:
     def _new_student(self, title: str) -> Any:
         return self._checked.pop(title, None) or make_trainer(self.trainer, title)
 
-    def _rows_to_ask(self, arm: _Arm) -> int:
-        rows = min(self.rows_per_round, self.budget_rows - len(arm.asked))
+    def _rows_to_ask(self, arm: _Arm, up_to: int | None) -> int:
+        """Returns how many rows a round of an arm labels; those of the control bring it to `up_to` rows."""
+        total = len(arm.asked) + self.rows_per_round if up_to is None else up_to
+        rows = min(total, self.budget_rows) - len(arm.asked)
         if self.budget_cost is None or not arm.asked:
             return rows
         if arm.cost is None:
@@ -309,8 +315,12 @@ class DistillationLoop:
         return SoftTargets(taught, temperature=1.0, alpha=1.0)
 
     def _add_cost(self, arm: _Arm, labels: Column, chosen: Step) -> None:
-        before = {id(card) for card in chosen.card.lineage()}
-        costs = [card.cost for card in labels.step.card.lineage() if id(card) not in before]
+        # What the teacher is made of was paid for before: its training, or examples that each prompt shows.
+        said = [labels.step.card] if can_classify(self.teacher) else labels.step.card.lineage()
+        before = {id(card) for card in (*chosen.card.lineage(), *arm.paid)}
+        new = [card for card in said if id(card) not in before]
+        arm.paid += new
+        costs = [card.cost for card in new]
         known = [cost for cost in costs if cost is not None]
         arm.cost = None if arm.cost is None or len(known) < len(costs) else arm.cost + sum(known)
 
@@ -362,11 +372,11 @@ def _some(names: Collection[str]) -> str:
     return ", ".join([*sorted(names)[:10], *(["..."] if len(names) > 10 else [])])
 
 
-def _disagreement(taught: Iterable[Any], said: Iterable[str]) -> float:
-    """Returns the share of the labelled rows where the student said something else."""
+def _disagreement(taught: Iterable[Any], said: Iterable[str]) -> float | None:
+    """Returns the share of the labelled rows where the student said something else; None if no row is labelled."""
     pairs = [(label, own) for label, own in zip(taught, said, strict=True) if label is not None]
     shares = [(_shares(label), own) for label, own in pairs]
-    return sum(max(row, key=row.__getitem__) != own for row, own in shares) / max(1, len(shares))
+    return sum(max(row, key=row.__getitem__) != own for row, own in shares) / len(shares) if shares else None
 
 
 def _shares(label: Any) -> dict[str, float]:

@@ -30,7 +30,7 @@ from datadreamer_like.models.trained.model_facts import task_of
 
 from .training.hf import HFTrainer
 from .training.options import Training, TrainingOptions, takes_training_options
-from .training.teaching import check_objective
+from .training.teaching import check_objective, itself
 
 
 class TrainHFClassifier(HFTrainer):
@@ -252,7 +252,8 @@ def classes_to_learn(name: str, columns: Columns, objective: Objective, soft: La
         DefinitionError: No row has a label, and the objective needs some.
         LabelError: See `find_labels`.
     """
-    teacher, output = objective.teacher, columns["train"].get("train_output")
+    teacher: Any = itself(objective.teacher)
+    output = columns["train"].get("train_output")
     labels = soft or LabelSet(())
     if soft is None and output is not None:
         labels = find_labels(output, "train_output", optional=teacher is not None)

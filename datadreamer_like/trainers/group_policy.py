@@ -19,7 +19,7 @@ from datadreamer_like.graph.output import Column
 from datadreamer_like.graph.positions import by_position
 from datadreamer_like.models.trained.prompt_template import has_template
 
-from .policy import PolicyTrainer
+from .policy import PolicyTrainer, check_sampling
 from .training.loop import Fit, Run, fit
 from .training.options import TRAIN_DEFAULTS, TrainingOptions
 from .training.policy_loop import RepeatedBatches
@@ -94,6 +94,9 @@ class GroupPolicyTrainer(PolicyTrainer):
         """
         what, given = f'"{self.name}".train', cast("dict[str, Any]", dict(options))
         check_number(num_generations, f"{what}: num_generations", 2, whole=True)
+        sampling = (given.get("temperature", 1.0), given.get("top_p", 1.0), given.get("generation_kwargs"))
+        check_sampling(what, *sampling, decided=("temperature",))  # that of the losses
+        check_number(given.get("beta"), f"{what}: beta", 0, optional=True)
         steps = given.get("steps_per_generation") or given.get("gradient_accumulation_steps") or 1
         sampled = given.get("batch_size", 8) * steps
         if isinstance(sampled, int) and sampled % num_generations:

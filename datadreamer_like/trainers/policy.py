@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Self
 
 from transformers import PretrainedConfig
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from datadreamer_like.distillation import Objective, TeacherModel
-from datadreamer_like.errors import DefinitionError, check_number
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError, check_number
 from datadreamer_like.evaluation.columns import Columns
 from datadreamer_like.evaluation.tasks.prompts import Prompts
 from datadreamer_like.evaluation.tasks.task import row_limit
@@ -84,6 +84,28 @@ class PolicyTrainer(TrainHFFineTune):
         self.card.facts["Reward"] = repr(scorer) if self.reward.is_model else f"the function {said}"
         if self.reward.is_model and not isinstance(scorer, TeacherModel) and scorer.node is None:
             self.card.register("Model Name", scorer.path)
+
+
+_DECIDED = {"max_new_tokens", "max_length", "num_return_sequences", "num_beams", "do_sample"}
+
+
+def check_sampling(
+    what: str, temperature: object, top_p: object, generation_kwargs: object, decided: Collection[str] = ()
+) -> None:
+    """Checks how a policy samples its answers; `what` names the call, `decided` are further arguments that it sets.
+
+    Raises:
+        ArgumentTypeError, DefinitionError: A value is out of range, or `generation_kwargs` decide what is decided.
+    """
+    if generation_kwargs is not None and not isinstance(generation_kwargs, Mapping):
+        raise ArgumentTypeError(f"{what}: generation_kwargs must be a dictionary, not {generation_kwargs!r:.100}.")
+    if refused := sorted({*_DECIDED, *decided} & {*(generation_kwargs or {})}):
+        raise DefinitionError(
+            f'{what} decides "{refused[0]}" of generation_kwargs itself: it samples answers of up to max_new_tokens at '
+            "its own temperature. Leave it out."
+        )
+    check_number(temperature, f"{what}: temperature", over=True)
+    check_number(top_p, f"{what}: top_p", 0, 1, over=True)
 
 
 def count_of_a(texts: list[str]) -> list[float]:

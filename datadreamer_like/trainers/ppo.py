@@ -12,7 +12,7 @@ from datadreamer_like.graph.output import Column
 from datadreamer_like.graph.positions import by_position
 from datadreamer_like.models.llms.chat_template import AUTO, Auto
 
-from .policy import PolicyTrainer
+from .policy import PolicyTrainer, check_sampling
 from .training.loop import Fit, Run, fit
 from .training.options import TrainingOptions
 from .training.policy_loop import Critic, PolicyLoop, PPOOptions
@@ -33,7 +33,6 @@ _CITATIONS = [
   year={2019}
 }""",
 ]
-_ONE_ANSWER = {"max_new_tokens", "max_length", "num_return_sequences", "num_beams", "do_sample"}
 _POSITIONS = {
     "reward_model_tokenizer": None, "max_new_tokens": None, "temperature": 1.0, "top_p": 1.0,
     "generation_kwargs": None, "truncate": True, "epochs": 3.0, "batch_size": 8, "optimizer": AUTO,
@@ -134,16 +133,11 @@ class TrainHFPPO(PolicyTrainer):
         if length_sampler is not None and not callable(length_sampler):
             raise ArgumentTypeError(f"{what}: length_sampler must be a function, not {length_sampler!r}.")
         sampling = {"temperature": temperature, "top_p": top_p, "top_k": 0, "repetition_penalty": 1.0}
-        sampling |= dict(generation_kwargs or {})
-        if refused := sorted(_ONE_ANSWER & {*sampling}):
-            raise DefinitionError(
-                f'{what} decides "{refused[0]}" of generation_kwargs itself: it samples one answer to a prompt, of up '
-                "to max_new_tokens. Leave it out."
-            )
+        if isinstance(generation_kwargs, Mapping):
+            sampling |= generation_kwargs
+        check_sampling(what, sampling["temperature"], sampling["top_p"], generation_kwargs)
         batch_size = options.get("batch_size", 8)
         for name, value, least, limits in (
-            ("temperature", sampling["temperature"], 0, {"over": True}),
-            ("top_p", sampling["top_p"], 0, {"over": True}),
             ("init_kl_coef", init_kl_coef, 0, {}),
             ("adap_kl_target", adap_kl_target, 0, {"over": True}),
             ("ppo_epochs", ppo_epochs, 1, {"whole": True}),
@@ -156,7 +150,7 @@ class TrainHFPPO(PolicyTrainer):
             ("max_kl", None if max_kl is AUTO else max_kl, 0, {"over": True, "optional": True}),
         ):
             check_number(value, f"{what}: {name}", least, **limits)
-        for name, value in (("top_p", sampling["top_p"]), ("gamma", gamma), ("lam", lam)):
+        for name, value in (("gamma", gamma), ("lam", lam)):
             if value > 1:
                 raise DefinitionError(f"{what}: {name} is {value}; it must be at most 1.")
         reward = Reward.of(reward_model, reward_model_tokenizer, self.name)

@@ -53,6 +53,7 @@ def test_known_probabilities_are_found_by_text_whatever_their_form():
         ([None], {"classes": ["x", "y"]}, DataError, "one probability for each of the 2 classes"),
         ([{"x": 0.5, "yy": 0.5}], {"classes": ["x", "y"]}, LabelError, '"yy" is not one of the 2 classes: x, y'),
         ([[0.5, 0.5]], {}, DefinitionError, "whose classes are unknown"),
+        ([None], {}, DataError, "is None in row 0, such as that of a text without votes"),
         ([{"x": 1.0}], {}, DefinitionError, "two or more"),
         ([[0.5, 0.5]], {"classes": ["x", "x"]}, DefinitionError, "all of them different"),
         ([[0.5, 0.5]] * 2, {"classes": ["x", "y"]}, DefinitionError, "1 texts and 2 rows"),

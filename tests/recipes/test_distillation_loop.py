@@ -10,9 +10,9 @@ import pytest
 
 from datadreamer_like import DataDreamer
 from datadreamer_like.distillation import Predictor
-from datadreamer_like.errors import ArgumentTypeError, DefinitionError, LabelError, SessionError
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError, EmptyDataset, LabelError, SessionError
 from datadreamer_like.recipes import DistillationLoop
-from datadreamer_like.steps import DataSource, Step
+from datadreamer_like.steps import DataSource, Step, zipped
 from datadreamer_like.trainers import TrainLinearClassifier
 
 from .conftest import QUICK, opinions, rows
@@ -258,3 +258,44 @@ def test_a_teacher_of_other_labels_is_refused_as_soon_as_it_shows(session):
     with pytest.raises(LabelError, match=r"the labels that the teacher gave \(bad\)"):
         DistillationLoop("Second", LINEAR, other, **given(), rows_per_round=4)
     assert calls == [4]
+
+
+def test_the_control_has_as_many_rows_as_the_chosen_ones_where_their_prices_differ(session):
+    class ByLength(Paid):
+        def run(self) -> Any:
+            found = [label or "negative" for label in super().run()]
+            self.usage.add(cost=sum(0.001 * len(text) for text in self.inputs["texts"]))
+            return found
+
+    loop = DistillationLoop(
+        "Loop", LINEAR, lambda texts: ByLength("Ask", inputs={"texts": texts}, args={"price": 0.0}), **given(),
+        rows_per_round=10, budget_rows=100, budget_cost=1.0, control=True, C=10.0,
+    )  # fmt: skip
+    counts = [row["rows"] for row in loop.curve]
+    assert counts[-1] < 100
+    assert len({*np.diff(counts)}) > 1  # the last round is a short one
+    control = {len(each.parents[0].output): each.metrics["accuracy"] for each in loop.random_students}
+    assert [*control] == counts[: len(control)]
+    assert [row["random"] for row in loop.curve] == [control.get(count) for count in counts]
+
+
+def test_what_a_teacher_was_trained_on_is_not_paid_for_in_each_round(session):
+    columns, seed = given(), rows("Seed", 40, 6)
+    bought = Paid("Bought", inputs={"texts": seed["text"]}, args={"price": 0.5}).output["label"]
+    known = zipped(seed.step, bought.step.rename_column("label", "said")).filter(lambda row: row["said"] is not None)
+    known = known.save(name="Known").output
+    held_out = (columns["validation_input"], columns["validation_output"])
+    teacher = LINEAR("Teacher").train(known["text"], known["said"], *held_out, C=10.0)
+    loop = DistillationLoop(
+        "Loop", LINEAR, teacher, **columns, rows_per_round=10, budget_rows=20, budget_cost=1.0, C=10.0
+    )
+    assert bought.step.card.cost == 20.0
+    assert [(row["rows"], row["cost"]) for row in loop.curve] == [(10, 0.0), (20, 0.0)]
+
+
+def test_a_teacher_that_labels_nothing_is_one_error(session):
+    def teacher(texts: Any) -> Any:
+        return texts.step.map(lambda row: {"label": None}, remove_columns=["texts", "scores"]).save(name="Said")
+
+    with pytest.raises(EmptyDataset, match="gave none of the first 10 texts a label.*Said"):
+        DistillationLoop("Loop", LINEAR, teacher, **given(), rows_per_round=10, budget_rows=20)

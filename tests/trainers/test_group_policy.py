@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from datadreamer_like.errors import DefinitionError
 from datadreamer_like.trainers import TrainHFGRPO, TrainHFRLOO
 
 from .test_ppo import prompts, share_of_b, speller  # noqa: F401
@@ -123,3 +124,18 @@ def test_steps_are_those_of_the_formula(session, speller, kind, formula, options
             torch.testing.assert_close(after[number][name], weight - rate * weight.grad, rtol=1e-4, atol=1e-5)
         clipped += sum(((a - b).exp() - 1).abs().max() > 0.2 for a, b in zip(new, old, strict=True))
     assert clipped
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"generation_kwargs": {"num_beams": 2}}, 'decides "num_beams" of generation_kwargs itself'),
+        ({"generation_kwargs": {"temperature": 2.0}}, 'decides "temperature" of generation_kwargs itself'),
+        ({"temperature": 0}, "temperature is 0; it must be over 0"),
+        ({"top_p": 1.5}, r"top_p is 1\.5; it must be over 0 and at most 1"),
+        ({"beta": -0.1}, r"beta is -0\.1; it must be at least 0"),
+    ],
+)
+def test_sampling_that_the_losses_do_not_know_of_is_refused(session, speller, options, said):  # noqa: F811
+    with pytest.raises(DefinitionError, match=said):
+        TrainHFRLOO("It", str(speller)).train(**prompts(4), reward_model=share_of_b, num_generations=4, **options)

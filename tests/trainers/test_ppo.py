@@ -9,7 +9,7 @@ import tiny_models
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, MethodMisfit
+from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, MethodMisfit, StorageError
 from datadreamer_like.trainers import TrainHFPPO, TrainHFRewardModel
 
 from .conftest import Rows
@@ -209,6 +209,30 @@ def test_a_reward_model_teaches_what_it_was_trained_on(session, speller, tmp_pat
     assert again.metrics["reward"] == pytest.approx(first, abs=0.3)
 
 
+def reads_names(*, prompts: list[str], completions: list[str]) -> list[float]:
+    """A reward function as trl calls it."""
+    return [0.0] * len(prompts)
+
+
+def test_prompts_of_one_token_are_answered_and_the_model_checked_on_saving(session, speller):
+    column = Rows("Letters", {"text": LETTERS}).output["text"]
+    trainer = TrainHFPPO("Bees", str(speller))
+    trainer.train(column, column, share_of_b, max_new_tokens=2, epochs=1, learning_rate=1e-2)
+    assert trainer.metrics["reward"] >= 0
+
+    def double(module: Any, given: Any, output: Any) -> None:
+        output.logits = 2 * output.logits
+
+    class Spoiled(TrainHFPPO):
+        def fit_policy(self, run: Any) -> Any:
+            found = super().fit_policy(run)
+            run.model.register_forward_hook(double)
+            return found
+
+    with pytest.raises(StorageError, match="does not give the logits of the trained one"):
+        Spoiled("Spoiled", str(speller)).train(column, column, share_of_b, max_new_tokens=2, epochs=1)
+
+
 def test_what_does_not_reward_is_refused(session, speller, tiny_seq2seq, tiny_causal_lm):
     def train(name: str, start: Any = speller, **options: Any) -> None:
         given = {"reward_model": is_b, "max_new_tokens": 2, "epochs": 1, **options}
@@ -228,6 +252,14 @@ def test_what_does_not_reward_is_refused(session, speller, tiny_seq2seq, tiny_ca
         train("F", reward_model=lambda texts: None)
     with pytest.raises(DataError, match="returned nan for"):
         train("G", reward_model=lambda texts: [float("nan")] * len(texts))
+    with pytest.raises(ArgumentTypeError, match="must return a list of numbers, not {0: 1.0"):
+        train("G2", reward_model=lambda texts: dict.fromkeys(range(len(texts)), 1.0))
+    with pytest.raises(ArgumentTypeError, match="the reward_model, reads_names, is called by position"):
+        train("G3", reward_model=reads_names)
+    with pytest.raises(ArgumentTypeError, match="It takes others: missing a required argument: 'golds'"):
+        train("G4", reward_model=lambda prompts, answers, golds: [0.0] * len(golds))
+    with pytest.raises(DefinitionError, match="The value that length_sampler returned is 0; it must be at least 1"):
+        train("G5", length_sampler=lambda: 0)
     with pytest.raises(DefinitionError, match="temperature is 0; it must be over 0"):
         train("H", temperature=0)
     with pytest.raises(DefinitionError, match=r"lam is 1\.5; it must be at most 1"):

@@ -242,6 +242,18 @@ def test_what_cannot_be_learned_from_stored_signals_is_refused_before_the_teache
         TrainHFClassifier("Classifier", str(tiny_encoder)).train(
             **data(opinions(8), opinions(4)), objective=SoftTargets(StoredTeacher(classifier, TopK(2))), **OPTIONS
         )
+    columns = {**data(opinions(8), opinions(4)), "train_output": None}
+    with pytest.raises(MethodMisfit, match="stored for each text without a StoredTeacher"):
+        TrainHFClassifier("No labels", str(tiny_encoder)).train(
+            **columns, objective=SoftTargets(StoredTeacher(Opinions()), alpha=1.0), **OPTIONS
+        )
+
+
+class Opinions:
+    classes = ("negative", "positive")
+
+    def class_logits(self, texts: Any) -> torch.Tensor:
+        return torch.zeros(len(texts), 2)
 
 
 class Classes:

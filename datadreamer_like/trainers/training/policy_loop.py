@@ -20,6 +20,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from datadreamer_like.distillation.teacher import eval_mode
 from datadreamer_like.distillation.tokens import padded, padded_inputs
+from datadreamer_like.errors import check_number
 from datadreamer_like.evaluation.tasks.examples import ShuffledBatches
 from datadreamer_like.evaluation.tasks.prompts import text_of
 from datadreamer_like.evaluation.tasks.task import run_model
@@ -192,7 +193,9 @@ class PolicyLoop(ObjectiveLoop):
         longest = prompts.shape[1]
         room = task.max_length - longest
         if self.ppo.length_sampler is not None:
-            room = min(room, int(self.ppo.length_sampler()))
+            longest_answer = self.ppo.length_sampler()
+            check_number(longest_answer, "The value that length_sampler returned", 1)
+            room = min(room, int(longest_answer))
         written = self.accelerator.unwrap_model(model).generate(
             **{name: batch[name] for name in ("input_ids", "attention_mask")},
             max_new_tokens=min(room, self.ppo.max_new_tokens or room),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +47,7 @@ class Reward:
             return cls(TeacherModel(reward_model, tokenizer), name)
         if isinstance(reward_model, ModelNode | TrainedModel | str) or not callable(reward_model):
             return cls(as_trained_model(reward_model, "reward_model"), name)
+        _parameters(reward_model, f'"{name}".train: the reward_model')
         return cls(reward_model, name)
 
     @property
@@ -73,15 +74,17 @@ class Reward:
         """
         if self.is_model:
             return rewards_of(self.scorer.model, self.scorer.tokenizer, prompts, generations)
-        if _required(self.scorer) > 1:
+        what = f'"{self.name}": the reward function'
+        if _parameters(self.scorer, what) > 1:
             found = self.scorer(list(prompts), list(generations))
         else:
             found = self.scorer([prompt + generation for prompt, generation in zip(prompts, generations, strict=True)])
-        what = f'"{self.name}": the reward function'
         try:
-            rewards = [float(value) for value in found]
+            rewards = [float(value) for value in found] if not isinstance(found, str | Mapping) else None
         except (TypeError, ValueError) as error:
             raise ArgumentTypeError(f"{what} must return a list of numbers, not {found!r:.80}.") from error
+        if rewards is None:
+            raise ArgumentTypeError(f"{what} must return a list of numbers, not {found!r:.80}.")
         if len(rewards) != len(generations):
             raise DataError(f"{what} returned {len(rewards)} numbers for {len(generations)} generations.")
         wrong = next((index for index, value in enumerate(rewards) if not math.isfinite(value)), None)
@@ -90,12 +93,25 @@ class Reward:
         return rewards
 
 
-def _required(function: Callable[..., Any]) -> int:
-    """The number of parameters that a function needs by position."""
+def _parameters(function: Callable[..., Any], what: str) -> int:
+    """Returns how many arguments a function is given, 1 or 2; `what` it is, for messages.
+
+    Raises:
+        ArgumentTypeError: It cannot be called with them.
+    """
     kinds = inspect.Parameter
     by_position = (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD)
     try:
-        parameters = inspect.signature(function).parameters.values()
+        signature = inspect.signature(function)
     except ValueError:  # a builtin without a signature
         return 1
-    return sum(one.kind in by_position and one.default is one.empty for one in parameters)
+    needed = [one for one in signature.parameters.values() if one.kind in by_position and one.default is one.empty]
+    count = 2 if len(needed) > 1 else 1
+    try:
+        signature.bind(*range(count))
+    except TypeError as error:
+        raise ArgumentTypeError(
+            f"{what}, {getattr(function, '__name__', function)!s:.80}, is called by position with the texts, each a "
+            f"prompt with its answer, or as two parameters the prompts and the answers. It takes others: {error}."
+        ) from error
+    return count
