@@ -236,7 +236,7 @@ def test_times_are_read_against_the_clock_of_the_server() -> None:
     ("limit", "remaining", "reset", "reported"),
     [
         ("10000", "9990", "60ms", (10_000.0, 9_990.0, 0.06)),
-        (None, "0", "2s", (1.0, 0.0, 2.0)),
+        (None, "0", "2s", None),  # Azure's: of a limit of unknown size
         ("0", "0", "0s", None),  # no limit
         ("10", "12", "1s", None),
         ("10", "-1", "1s", None),
