@@ -32,6 +32,7 @@ class Forecast:
         seconds: Time expected, from an earlier result; None if unknown.
         unknown: Why something of it is unknown; "" if all is known.
         over: The budget that the worst case would pass; "" if none.
+        shared: Prompts that an earlier node of the plan asks, so that they are not sent again.
     """
 
     rows: int | None = None
@@ -42,14 +43,16 @@ class Forecast:
     seconds: float | None = None
     unknown: str = ""
     over: str = ""
+    shared: int = 0
 
     def text(self) -> str:
         """Returns it in words."""
         parts = [] if self.rows is None else [f"{self.rows:,} rows"]
         if self.requests is None:
             parts.append("unknown number of requests")
-        elif self.requests or self.stored:
-            parts.append(f"{self.stored:,} answers stored, {self.requests:,} requests to send")
+        elif self.requests or self.stored or self.shared:
+            shared = f", {self.shared:,} prompts of earlier steps" if self.shared else ""
+            parts.append(f"{self.stored:,} answers stored{shared}, {self.requests:,} requests to send")
         if self.requests != 0:
             parts.append(_money(self.cost, self.most_cost))
         if self.over:
@@ -135,6 +138,7 @@ class Plan:
     nodes: list[PlannedNode] = field(default_factory=list)
     ends_at: str = ""
     _waiting: dict[str, str] = field(default_factory=dict, repr=False)  # kinds by name
+    _asked: dict[str, set[bytes]] = field(default_factory=dict, repr=False)  # keys by the file of their answers
 
     @property
     def requests(self) -> int | None:
@@ -180,6 +184,13 @@ class Plan:
     def leave_out(self, node: Plannable) -> None:
         """Notes that a node needs no line."""
         self._waiting.pop(node.name, None)
+
+    def ask(self, file: str, key: bytes) -> bool:
+        """Notes a prompt without a stored answer; returns whether no earlier node asks for it."""
+        asked = self._asked.setdefault(file, set())
+        before = len(asked)
+        asked.add(key)
+        return len(asked) > before
 
     def add(self, node: Plannable, found: Kept | None, damage: str | None) -> bool:
         """Adds a node, given its result, if any, and the damage that it has; returns whether the result is used."""

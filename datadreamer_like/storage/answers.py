@@ -52,7 +52,7 @@ class AnswerStore:
     def __init__(self, path: str | Path) -> None:
         self.path = str(path)
         self._lock = self._reading = threading.Lock()
-        in_file = self.path not in ("", ":memory:")
+        self.is_file = in_file = self.path not in ("", ":memory:")
         with explained(self.path, "opened", _ANSWERS):
             if in_file:
                 parent_of(self.path)

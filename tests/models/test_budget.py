@@ -90,6 +90,24 @@ def test_a_run_ends_below_its_budget_with_what_is_left_to_do_and_goes_on_with_a_
         assert spent_in(tmp_path) == pytest.approx(sum(bill))
 
 
+def test_a_prompt_that_passes_the_whole_budget_fails_alone_and_is_sent_with_a_larger_one(tmp_path: Path) -> None:
+    bill: list[float] = []
+    prompts = ["one", "long" * 4_000, "two"]
+    with FlakyServer(billing(bill)) as server:
+
+        def asked(budget: str) -> Any:
+            with DataDreamer(tmp_path, verbose=False):
+                llm = OpenAI("m", base_url=server.url, prices=PRICES, budget=budget)
+                inputs = {"prompts": DataSource("Rows", {"prompts": prompts}).output["prompts"]}
+                return Prompt("Asked", inputs=inputs, args={"llm": llm, "max_new_tokens": TOKENS})
+
+        step = asked("0.10 USD")
+        assert list(step.output["generations"]) == ["echo: one", None, "echo: two"]
+        assert "more than the whole budget of 0.10 USD" in str(step.errors[1])
+        assert list(asked("1 USD").output["generations"]) == [f"echo: {prompt}" for prompt in prompts]
+        assert set(server.seen.values()) == {1}
+
+
 def refused(error_type: type[Exception], match: str, **changed: Any) -> Any:
     return pytest.param(error_type, match, changed, id=match)
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from flaky_server import FlakyServer, Reply, error
 
+from datadreamer_like import DataDreamer
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, OverBudget
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.models import LLM, Answer, HFTransformers, OpenAI, ParallelLLM, Request
@@ -140,6 +141,19 @@ def test_each_keeps_its_own_budget(tmp_path: Path) -> None:
         with pytest.raises(OverBudget, match="too small for one request"):
             ParallelLLM(poor).run(["b"], max_new_tokens=500)
     assert [header["authorization"] for header in server.headers] == ["Bearer b"]
+
+
+def test_a_model_whose_budget_is_used_up_leaves_the_rest_to_the_others(tmp_path: Path) -> None:
+    with FlakyServer() as server:
+        options: dict[str, Any] = {"base_url": server.url, "prices": {"input": 1.0, "output": 100.0}}
+        poor = OpenAI("m", api_key="a", budget="0.002 USD", **options)
+        llm = ParallelLLM(poor, OpenAI("other", api_key="b", budget="1 USD", **options))
+        prompts = [f"prompt {index}" for index in range(40)]
+        with DataDreamer(tmp_path, verbose=False):
+            assert llm.run(prompts, max_new_tokens=5) == [f"echo: {prompt}" for prompt in prompts]
+            assert set(server.seen.values()) == {1}
+        keys = [header["authorization"] for header in server.headers]
+        assert 0 < keys.count("Bearer a") < 20
 
 
 def test_two_transformers_models_answer_as_one_does(tiny_causal_lm: Path, tmp_path: Path) -> None:

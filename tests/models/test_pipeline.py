@@ -508,6 +508,22 @@ def test_requests_at_once_double_per_round_until_answers_take_longer() -> None:
     assert allowance.allowed > 200
 
 
+def test_requests_at_once_recover_from_a_rate_limit_also_where_answers_have_become_longer() -> None:
+    allowance = Allowance(256, start=32)
+    for _ in range(200):
+        allowance.succeeded(0.2)
+    for when in range(8):
+        allowance.refused(sent_at=float(when), now=float(when))
+    assert allowance.allowed == 1
+    for number in range(40_000):
+        allowance.succeeded(0.6 if number % 3 else 0.1)
+    assert allowance.allowed > 200
+    queue = Allowance(256, start=32)
+    for _ in range(100_000):
+        queue.succeeded(0.1 * max(1.0, queue.allowed / 70))  # a server with 70 slots, for long
+    assert queue.allowed < 140
+
+
 def test_a_server_that_fails_more_than_a_fifth_of_its_requests_gets_half_as_many() -> None:
     few, many = Allowance(64), Allowance(64)
     for number in range(10_000):

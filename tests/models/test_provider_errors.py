@@ -198,6 +198,7 @@ def test_retry_after_is_read_as_seconds_milliseconds_and_date() -> None:
         ({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "6m0.5s"}, 360.5),
         ({"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "250ms"}, 0.25),
         ({"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "1h2m3s"}, 3723.0),
+        ({"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "55"}, 55.0),  # Azure's
         ({"x-ratelimit-remaining-requests": "3", "x-ratelimit-reset-requests": "1s"}, None),
         ({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "soon"}, None),
         ({"x-ratelimit-remaining-requests": "0"}, None),
@@ -235,13 +236,17 @@ def test_times_are_read_against_the_clock_of_the_server() -> None:
     ("limit", "remaining", "reset", "reported"),
     [
         ("10000", "9990", "60ms", (10_000.0, 9_990.0, 0.06)),
-        (None, "0", "2s", (1.0, 0.0, 2.0)),
+        (None, "0", "2s", None),  # Azure's: of a limit of unknown size
         ("0", "0", "0s", None),  # no limit
         ("10", "12", "1s", None),
         ("10", "-1", "1s", None),
         ("10", "many", "1s", None),
         ("10", "5", "1741305600000", None),  # OpenRouter's, in milliseconds since 1970
+        ("10", "5", "1741305600", None),
+        ("10", "5", "20261127", None),
         ("10", "5", None, None),
+        ("100", "95", "1.5", (100.0, 95.0, 1.5)),  # Cerebras's, in seconds
+        ("-1", "-1", "0", None),  # Azure's where it does not say
         ("inf", "5", "1s", None),
     ],
 )
@@ -249,6 +254,22 @@ def test_a_limit_is_read_if_it_is_one(limit: Any, remaining: Any, reset: Any, re
     given = {"limit": limit, "remaining": remaining, "reset": reset}
     headers = {f"X-RateLimit-{name}-Requests": value for name, value in given.items() if value is not None}
     assert list(reported_limits(httpx2.Headers(headers)).values()) == ([] if reported is None else [reported])
+
+
+def test_a_limit_without_a_reset_is_read_if_its_name_says_the_window() -> None:
+    names = {"tokens": (5_000_000, 2_500_000), "req": (720, 717)}  # Mistral's
+    headers = {"x-ratelimit-tokens-query-cost": "52", "x-ratelimit-limit-tokens-month": "9"}
+    headers |= {"x-ratelimit-remaining-tokens-month": "5"}
+    for name, (limit, remaining) in names.items():
+        headers |= {
+            f"x-ratelimit-limit-{name}-minute": str(limit),
+            f"x-ratelimit-remaining-{name}-minute": str(remaining),
+        }
+    reported = reported_limits(httpx2.Headers(headers))
+    assert reported == {
+        "x-ratelimit-remaining-tokens-minute": (5e6, 2.5e6, 30.0),
+        "x-ratelimit-remaining-req-minute": (720.0, 717.0, 0.25),
+    }
 
 
 @pytest.mark.parametrize("sdk", [openai, anthropic])

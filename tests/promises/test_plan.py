@@ -11,7 +11,7 @@ import pytest
 from flaky_server import FlakyServer, Reply, completion, prompt_of
 from user_scripts import files_of
 
-from datadreamer_like import DataDreamer, cli
+from datadreamer_like import DataDreamer, cli, concurrent
 from datadreamer_like.errors import DefinitionError, NotMade
 from datadreamer_like.graph.plan import Plan
 from datadreamer_like.models import OpenAI, TaskModel
@@ -121,6 +121,35 @@ def test_the_run_sends_what_the_plan_said(tmp_path: Path) -> None:
             pipeline(server.url, 33)
     asked = [body for body in server.requests[sent:] if prompt_of(body).startswith("TEXT")]
     assert planned.requests == len(asked) == 13
+
+
+def test_prompts_that_steps_have_in_common_are_planned_once_as_they_are_paid_once(tmp_path: Path) -> None:
+    def script(url: str, **more: Any) -> None:
+        llm = OpenAI("m", base_url=url, prices=PRICES)
+        rows = DataSource("Rows", data={"text": [f"text {index}" for index in range(30)]})
+        args = {"llm": llm, "max_new_tokens": TOKENS}
+        asked = rows.select(range(20)).output["text"], rows.select(range(5, 30)).output["text"]
+        concurrent(
+            lambda: Prompt("One", inputs={"prompts": asked[0]}, args=args),
+            lambda: Prompt("Other", inputs={"prompts": asked[1]}, args={**args, **more}),
+        )
+
+    with FlakyServer(counted) as server:
+        with DataDreamer(tmp_path, verbose=False).plan() as plan:
+            script(server.url)
+        assert plan.requests == 30
+        counts = [(node.forecast.requests, node.forecast.shared) for node in plan.nodes if node.forecast.requests]
+        assert sorted(counts) in ([(10, 15), (20, 0)], [(5, 15), (25, 0)])
+        assert ", 15 prompts of earlier steps, " in str(plan)
+        with DataDreamer(tmp_path, verbose=False):
+            script(server.url)
+        assert len(server.requests) == 30
+        # Longer and more answers than those that are stored: their cost is not foretold from these.
+        with DataDreamer(tmp_path, verbose=False).plan() as plan:
+            script(server.url, n=3, max_new_tokens=500)
+        assert plan.requests == 25
+        assert plan.cost is None
+        assert plan.unknown == ["Other"]
 
 
 def test_failed_rows_and_unknown_prices_are_said(tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ _LONGEST_RETRY_SECONDS = 60.0
 _MANY_FAILURES = 0.2
 # Latencies that are this many times the best ones come from a queue in the server, which more requests lengthen.
 _QUEUEING = 1.5
+# Up to this many times the best ones they do not.
+_AS_QUICK = 1.1
 
 
 class Allowance:
@@ -17,7 +19,8 @@ class Allowance:
     Additive increase, multiplicative decrease, as in TCP (Chiu and Jain, 1989): halved when the provider reports too
     many requests, or fails more than a fifth of them. It doubles per round of successful requests until the first
     halving ("slow start", Jacobson, 1988), then it grows by one per round, and in either case only as long as answers
-    do not take longer (as TCP Vegas does: Brakmo and Peterson, 1995).
+    do not take longer (as TCP Vegas does: Brakmo and Peterson, 1995). Where as many requests were answered quickly
+    before, answers that take longer are longer themselves, and are the new measure.
 
     Args:
         most: The upper bound.
@@ -35,6 +38,8 @@ class Allowance:
         self._slow_start = True
         # Of the best round, and of the last one.
         self._best = self._latency = float("inf")
+        # The most requests at once whose answers were as quick as the best ones.
+        self._quick_at = 0
         self._begin_round()
 
     def _begin_round(self) -> None:
@@ -52,7 +57,11 @@ class Allowance:
         self._seconds += seconds
         if self._answers >= self._at_first:
             self._latency = self._seconds / self._answers
+            if self._at_first <= self._quick_at:
+                self._best = self._latency
             self._best = min(self._best, self._latency)
+            if self._latency <= _AS_QUICK * self._best:
+                self._quick_at = max(self._quick_at, self._at_first)
             if self._latency > _QUEUEING * self._best and self.allowed > self._at_first:
                 # The requests that were added wait in the server.
                 self._exact, self.allowed, self._slow_start = float(self._at_first), self._at_first, False

@@ -5,7 +5,7 @@ The reservation is the batch's, not the process's: it outlives a kill, and is re
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Any, Self
 
 from .budget import Paid, Purse, check_budget
 
@@ -14,12 +14,16 @@ class BatchBudget:
     """The budgets that the batches of one model must keep."""
 
     def __init__(self, model: Paid) -> None:
-        self._purse = Purse(model)
+        self._model, self._purse = model, Purse(model)
 
     @classmethod
     def of(cls, model: Paid) -> Self | None:
         """Returns the budgets of a model; None if it has none."""
         return cls(model) if check_budget(model) else None
+
+    def most(self, request: Any) -> int:
+        """Returns the most that a row can cost; raises `BadRequest` if its prompt passes a whole budget."""
+        return self._purse.most(self._model, request)
 
     def room(self) -> int:
         """Returns what is neither spent nor reserved, in dollars of 10⁻⁹."""

@@ -33,7 +33,6 @@ from .batch_api import BatchAPI, BatchState
 from .batch_budget import BatchBudget
 from .batch_files import Batch, Row, batches_in, custom_id, is_batch, make_batch, new_label, take_batch
 from .batch_rows import Batched, BatchRows
-from .budget import worst_case
 from .pipeline import Engine, Job, Recorder
 from .sent_once import sent_once
 
@@ -180,7 +179,7 @@ class BatchJobs(Engine[Request, Answer]):
         batch = make_batch(self._folder, label, self._lines(label, room, taken))
         if batch is None:
             if self._rows.queue and self._budget is not None and not self._batches:
-                self._budget.check(worst_case(self._llm, self._rows.queue[0].request))
+                self._budget.check(self._budget.most(self._rows.queue[0].request))
             return False
         if self._budget is not None and not self._budget.hold(batch.label, batch.worst):
             batch.remove()  # another process has reserved the money meanwhile
@@ -200,7 +199,7 @@ class BatchJobs(Engine[Request, Answer]):
         while self._rows.queue:
             job = self._rows.queue[0]
             try:
-                most = 0 if room is None else worst_case(self._llm, job.request)
+                most = 0 if self._budget is None else self._budget.most(job.request)
                 bodies = self._rows.bodies(job.request, job.key)
                 named = [(custom_id(job.key, index, label), body) for index, body in enumerate(bodies)]
                 of_row = [json.dumps(self._api.line(name, body)).encode() + b"\n" for name, body in named]

@@ -153,6 +153,22 @@ class Purse:
             self._opened[path] = Ledger(path)
         return self._opened[path]
 
+    def most(self, model: Paid, request: Any) -> int:
+        """Returns the most that a request can cost.
+
+        Raises:
+            BadRequest: It is its prompt by which it passes a whole budget, so that others may fit.
+        """
+        amount = worst_case(model, request)
+        for limit in self.limits:
+            if amount > limit.most >= worst_case(model, request._replace(prompt="")):
+                raise BadRequest(
+                    f"The prompt is so long that its request may cost up to {in_dollars(amount)}, more than the whole "
+                    f"budget of {in_dollars(limit.most)} for {limit.what}, so it is not sent. Shorten it, or raise the "
+                    "budget."
+                )
+        return amount
+
     async def reserve(self, amount: int) -> Hold:
         """Reserves an amount; waits while requests in flight may turn out cheaper than their worst case.
 
@@ -223,7 +239,7 @@ def within_budget(ask: Ask, model: Paid) -> Ask:
 
     async def ask_within(request: Any) -> Any:
         purse = model.purse()
-        hold = await purse.reserve(worst_case(model, request))
+        hold = await purse.reserve(purse.most(model, request))
         token = _current.set(hold)
         cost: int | None = None
         try:

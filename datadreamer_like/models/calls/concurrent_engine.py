@@ -11,7 +11,8 @@ import logging
 import re
 import threading
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from datadreamer_like.errors import (
@@ -27,6 +28,7 @@ from datadreamer_like.errors import (
 from datadreamer_like.graph.threads import DaemonPool
 
 from .allowance import Allowance, retry_delay
+from .claims import Claims
 from .failures import A
 from .pipeline import Engine, Job, Q, Recorder
 
@@ -164,7 +166,8 @@ class ConcurrentEngine(Engine[Q, A]):
             await self._at_end()
 
     async def _work(self) -> None:
-        now = self._loop.time
+        now, claims = self._loop.time, self._recorder.claims
+        job: Job[Q, A] | None = None
         try:
             while True:
                 while not self._may_send():
@@ -175,6 +178,9 @@ class ConcurrentEngine(Engine[Q, A]):
                 job = self._queue.popleft()
                 self._active += 1
                 self._wake()
+                if claims is not None and not claims.take(job.key) and await self._is_answered(job, claims):
+                    self._active -= 1
+                    continue
                 job.tries += 1
                 sent_at = now()
                 answer: A | None
@@ -197,10 +203,33 @@ class ConcurrentEngine(Engine[Q, A]):
                     answer = self._received(job, answer, sent_at)
                 if answer is None:
                     self._active -= 1
+                    self._give_up([job])
                 else:
                     self._finish(job, answer, quick=now() - sent_at < _QUICK_SECONDS)
         except Exception as error:
             self._fail(error)
+            self._give_up([] if job is None else [job])
+
+    async def _is_answered(self, job: Job[Q, A], claims: Claims) -> bool:
+        """Waits while another run asks the same; claims the job, unless the other run has stored its answer."""
+
+        def free() -> None:
+            with suppress(RuntimeError):  # the loop has ended
+                self._loop.call_soon_threadsafe(turn.set)
+
+        turn = asyncio.Event()
+        while not claims.wait(job.key, free):
+            await turn.wait()
+            turn.clear()
+        if not self._recorder.find(job):
+            return False
+        self._give_up([job])
+        self._tell()
+        return True
+
+    def _give_up(self, jobs: Iterable[Job[Q, A]]) -> None:
+        if self._recorder.claims is not None:
+            self._recorder.claims.give_up([job.key for job in jobs])
 
     def _received(self, job: Job[Q, A], answer: A, sent_at: float) -> A | None:
         self._lost = 0
@@ -294,9 +323,14 @@ class ConcurrentEngine(Engine[Q, A]):
         except Exception as error:
             self._fail(error)
             return
+        finally:
+            self._give_up([job for job, _ in finished])
         self._active -= self._unsaved
         self._unsaved = 0
         self._wake()
+        self._tell()
+
+    def _tell(self) -> None:
         # Waking the caller takes longer than a fast answer, so it is woken once for several transactions.
         if not self._queue or len(self._recorder.stored) >= self.window // 4:
             self._news.set()

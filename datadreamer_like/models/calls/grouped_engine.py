@@ -95,6 +95,7 @@ class GroupRecorder(Generic[Q, A]):
     def __init__(self, recorder: Recorder[Any, Q, A]) -> None:
         self._recorder = recorder
         self.calls = self
+        self.claims = None  # groups of different runs are not the same
         self.groups: dict[int, list[Job[Q, A]]] = {}
 
     @property

@@ -21,6 +21,7 @@ from datadreamer_like.graph.usage import Usage, current_usage
 from datadreamer_like.storage.answers import AnswerStore
 
 from ..model import Model
+from .claims import Claims
 from .failures import A, Rejected
 from .options import Run
 
@@ -100,6 +101,8 @@ class Recorder(Generic[P, Q, A]):
     calls: Calls[P, Q, A]
     store: AnswerStore
     usage: Usage
+    claims: Claims | None = None
+    """What no other run of this process asks for meanwhile; None if it may."""
     stored: deque[tuple[Job[Q, A], A]] = field(default_factory=deque)
     """Jobs and their answers, which are on disk and which the caller has not taken yet."""
     knows_answers: bool = False
@@ -117,6 +120,16 @@ class Recorder(Generic[P, Q, A]):
             if items:
                 self.store.put_many(items)
         return values
+
+    def find(self, job: Job[Q, A]) -> bool:
+        """Whether another run has stored the job's answer since it was looked up; the caller then gets it."""
+        value = self.store.get_many([job.key])[0]
+        if value is None:
+            return False
+        self.usage.add(cached=1)
+        self.knows_answers = True
+        self.stored.append((job, self.calls.decode(value)))
+        return True
 
     def record(self, finished: Sequence[tuple[Job[Q, A], A]]) -> None:
         """Stores answers in one transaction."""
@@ -194,8 +207,8 @@ def run_calls(
     def answers() -> Iterator[A]:
         source = _Source(prompts)
         done = 0
-        with open_store() as store:
-            recorder = Recorder(calls, store, usage)
+        with open_store() as store, nullcontext() if run.force else Claims(store) as claims:
+            recorder = Recorder(calls, store, usage, claims)
             pending = _Pending(recorder, run, check, max_follow_ups)
             rows = pending.rows
             with pending.saying_what_is_left(what, total), closing(make_engine(recorder)) as engine:

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any, Self
 
-from datadreamer_like.errors import ArgumentTypeError, DefinitionError, ModelError, RateLimited, Unavailable
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError, ModelError, OverBudget, RateLimited, Unavailable
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.threads import DaemonPool
 
@@ -162,6 +162,7 @@ class _Pool:
         self._ask = [llm.within_budget(llm.answer) for llm in llms]
         self._busy = [0] * len(llms)
         self._failures = [0] * len(llms)  # in a row
+        self._used_up: set[int] = set()  # models whose budgets are
         self._batched = 0  # requests that models which take batches have
         self._waiting: deque[tuple[Request, asyncio.Future[Answer]]] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -185,7 +186,7 @@ class _Pool:
         """Yields the models with room, the least busy first, and those that fail at the moment last."""
         load = [busy / room for busy, room in zip(self._busy, self._room, strict=True)]
         order = sorted(range(len(load)), key=lambda index: (self._failures[index], load[index]))
-        yield from (index for index in order if load[index] < 1)
+        yield from (index for index in order if load[index] < 1 and index not in self._used_up)
 
     def _hand_out(self) -> None:
         self._gathering = False
@@ -215,6 +216,10 @@ class _Pool:
             else:
                 answers = [await self._ask[index](requests[0])]
         except Exception as error:
+            if isinstance(error, OverBudget) and len(self._used_up | {index}) < len(self._llms):
+                self._used_up.add(index)
+                self._waiting.extendleft(jobs)
+                return
             if isinstance(error, RateLimited | Unavailable):
                 self._failures[index] += 1
             for _, future in jobs:

@@ -12,6 +12,10 @@ from typing import Any
 
 from ..calls.pace import Reported
 
+# The window of a limit, where its name says it: Mistral's names end in "-minute", and it sends no reset.
+_WINDOWS = {"second": 1.0, "minute": 60.0, "hour": 3_600.0, "day": 86_400.0}
+# Above it, a number is a time since 1970 (OpenRouter's), not a duration.
+_LONGEST_RESET_SECONDS = 1e7
 # OpenAI's and Groq's form: "6m0.5s", "8ms"
 _DURATION = re.compile(r"(?=\d)(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+\.?\d*)s)?(?:(\d+\.?\d*)ms)?")
 
@@ -43,16 +47,18 @@ def seconds_until_renewed(headers: Mapping[str, str]) -> float | None:
 
 
 def reported_limits(headers: Mapping[str, str]) -> dict[str, Reported]:
-    """Returns the limits in a reply's headers, by the name of what is left: OpenAI's form, or Anthropic's.
+    """Returns the limits in a reply's headers, by the name of what is left: OpenAI's form, Anthropic's, or Mistral's.
 
-    Both say in what time a limit that is partly used is whole again, so that its rate follows. Limits without such a
-    time are left out.
+    The rate follows from the time in which a limit that is partly used is whole again, or from the window that the
+    limit's name says. Limits without either, or without their size (Azure's), are left out.
     """
     found = {}
     for name, left in _remaining(headers).items():
         reset = _reset(headers, name)
         with suppress(ValueError):
-            limit = float(headers.get(name.replace("remaining", "limit"), max(float(left), 1.0)))
+            limit = float(headers.get(name.replace("remaining", "limit"), ""))
+            if reset is None and (window := _WINDOWS.get(name.rpartition("-")[2])) is not None and limit > 0:
+                reset = window * (limit - float(left)) / limit
             # Some servers send zeros where there is no limit.
             if reset is not None and 0 <= float(left) <= limit and 1 <= limit < math.inf:
                 found[name] = Reported(limit, float(left), reset)
@@ -65,11 +71,17 @@ def _remaining(headers: Mapping[str, str]) -> dict[str, str]:
 
 
 def _reset(headers: Mapping[str, str], remaining: str) -> float | None:
-    """Returns the seconds until a limit is renewed: Anthropic sends a timestamp, OpenAI a duration such as "6m0.5s"."""
+    """Returns the seconds until a limit is renewed.
+
+    Anthropic sends a timestamp, OpenAI a duration such as "6m0.5s", Azure and Cerebras a number of seconds.
+    """
     reset = headers.get(remaining.replace("remaining", "reset"), "").strip()
     if match := _DURATION.fullmatch(reset):
         hours, minutes, seconds, milliseconds = (float(part or 0) for part in match.groups())
         return 3600 * hours + 60 * minutes + seconds + milliseconds / 1000
+    with suppress(ValueError):
+        seconds = float(reset)
+        return seconds if 0 <= seconds <= _LONGEST_RESET_SECONDS else None
     with suppress(ValueError):
         return _seconds_until(datetime.fromisoformat(reset), headers)
     return None

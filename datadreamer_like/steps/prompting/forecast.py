@@ -27,6 +27,8 @@ from ..base.row_answers import Questions, is_sent
 _AT_ONCE = 1_000
 # Stored answers whose lengths foretell those of the others.
 _SAMPLE = 1_000
+# Parts of a step's fingerprint that decide how long the answers to a prompt are, all together.
+_DECIDE_LENGTHS = ("argument n", "argument max_new_tokens")
 
 
 class Prompting(Protocol):
@@ -39,6 +41,10 @@ class Prompting(Protocol):
     @property
     def previous(self) -> Manifest | None:
         """The manifest of the step's earlier result."""
+
+    @property
+    def parts(self) -> dict[str, str]:
+        """The fingerprint of each part that determines the result."""
 
     def run_options(self) -> dict[str, Any]:
         """Returns the options for the LLM."""
@@ -53,11 +59,13 @@ class Prompting(Protocol):
 def forecast_prompts(step: Prompting) -> Forecast:
     """Returns what running a prompting step takes.
 
-    Prompts are made as in a run, and looked up in the answer store. Lengths are foretold by stored answers to other
-    prompts of the step, else by its earlier result; without either, only the worst case is known.
+    Prompts are made as in a run, and looked up in the answer store; what an earlier step of the plan asks is not sent
+    again. Lengths are foretold by stored answers to other prompts of the step, else by its earlier result, unless that
+    had another `n` or `max_new_tokens`; without either, only the worst case is known.
     """
     previous = step.previous
-    earlier = {} if previous is None else previous.card
+    alike = previous is not None and all(previous.parts.get(name) == step.parts.get(name) for name in _DECIDE_LENGTHS)
+    earlier = previous.card if previous is not None and alike else {}
     if overrides_only_run(step.args["llm"]):
         return Forecast(None, 0, None, None, None, None, "the LLM has a run of its own, which a plan does not know")
     try:
@@ -71,7 +79,8 @@ def forecast_prompts(step: Prompting) -> Forecast:
     if earlier.get("rows") and earlier.get("completion_tokens"):
         seconds = earlier["seconds"] * requests / earlier["rows"]
     over = _budget_passed(step.args["llm"], most)
-    return Forecast(counted.rows, counted.stored, requests, cost, most, seconds if requests else 0.0, unknown, over)
+    seconds = seconds if requests else 0.0
+    return Forecast(counted.rows, counted.stored, requests, cost, most, seconds, unknown, over, counted.shared)
 
 
 @dataclass
@@ -94,6 +103,7 @@ class _Counted:
     lengths: _Lengths
     rows: int = 0
     stored: int = 0
+    shared: int = 0
     new: int = 0
     worst: int | None = 0
     why_unknown: str = ""
@@ -106,6 +116,8 @@ def _counted(step: Prompting) -> _Counted:
     calls = LLMCalls.of(llm, sampling)
     counted = _Counted(_Lengths())
     file = answers_file(llm)
+    session = current_session()
+    plan = None if session is None else session.planned
     seen: set[bytes] = set()
     with AnswerStore(file) if isinstance(file, Path) and file.exists() else nullcontext() as store:
         prompts = _prompts(step, counted)
@@ -123,8 +135,12 @@ def _counted(step: Prompting) -> _Counted:
                     _measure(counted.lengths, known)
                 elif key not in seen:
                     seen.add(key)
-                    counted.new += 1
-                    _add_worst(counted, llm, request)
+                    is_first = plan is None or plan.ask(str(file), key)
+                    if is_first or force:
+                        counted.new += 1
+                        _add_worst(counted, llm, request)
+                    else:
+                        counted.shared += 1
     return counted
 
 

@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from datadreamer_like import DataDreamer, concurrent
+from datadreamer_like.errors import BadRequest, ModelError, Unavailable
+from datadreamer_like.models.llms.generation import Answer, Request
+from datadreamer_like.models.llms.llm import LLM
+from datadreamer_like.steps import DataSource, Prompt
+
+PROMPTS = [f"prompt {number}" for number in range(60)]
+
+
+class Provider:
+    """Answers after 10 ms, those in `slow` after 30 s; counts what it is asked, and is never asked the same at once."""
+
+    def __init__(self) -> None:
+        self.asked: Counter[str] = Counter()
+        self.under_way: set[str] = set()
+        self.slow: list[str] = []
+        self.behave: Callable[[str, int], Answer] = lambda prompt, times: Answer([prompt.upper()], 3, 2, ["stop"])
+
+    async def answer(self, prompt: str) -> Answer:
+        self.asked[prompt] += 1
+        assert prompt not in self.under_way
+        self.under_way.add(prompt)
+        try:
+            await asyncio.sleep(30 if prompt in self.slow else 0.01)
+            return self.behave(prompt, self.asked[prompt])
+        finally:
+            self.under_way.remove(prompt)
+
+
+class Paid(LLM):
+    model_name = "paid"
+
+    def __init__(self, provider: Provider, folder: Path | None = None) -> None:
+        super().__init__(folder)
+        self.provider = provider
+
+    def identity(self) -> dict[str, Any]:
+        return {}
+
+    async def answer(self, request: Request) -> Answer:
+        return await self.provider.answer(str(request.prompt))
+
+
+@pytest.fixture
+def paid() -> Provider:
+    return Provider()
+
+
+def together(*runs: Callable[[], Any]) -> list[Any]:
+    results: dict[int, Any] = {}
+
+    def keep(index: int, run: Callable[[], Any]) -> None:
+        try:
+            results[index] = run()
+        except Exception as error:
+            results[index] = error
+
+    threads = [threading.Thread(target=keep, args=each, daemon=True) for each in enumerate(runs)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    return [results[index] for index in range(len(runs))]
+
+
+@pytest.mark.parametrize("where", ["one folder", "in memory"])
+def test_different_steps_at_the_same_time_pay_once_for_the_prompts_that_they_share(
+    where: str, paid: Provider, tmp_path: Path
+) -> None:
+    with DataDreamer(tmp_path if where == "one folder" else ":memory:", verbose=False):
+        first = DataSource("First", {"prompts": PROMPTS[:40]}).output["prompts"]
+        second = DataSource("Second", {"prompts": PROMPTS[:19:-1]}).output["prompts"]
+        steps = concurrent(
+            lambda: Prompt("A", inputs={"prompts": first}, args={"llm": Paid(paid), "temperature": 0.0}),
+            lambda: Prompt("B", inputs={"prompts": second}, args={"llm": Paid(paid), "temperature": 0.0}),
+        )
+        assert list(steps[0].output["generations"]) == [prompt.upper() for prompt in PROMPTS[:40]]
+        assert list(steps[1].output["generations"]) == [prompt.upper() for prompt in PROMPTS[:19:-1]]
+    assert paid.asked == Counter(PROMPTS)
+    assert sum(step.usage.requests for step in steps) == 60
+    assert sum(step.usage.cached for step in steps) == 20
+
+
+def test_a_prompt_that_fails_in_one_run_is_asked_for_by_the_other(paid: Provider, tmp_path: Path) -> None:
+    def refuse_once(prompt: str, times: int) -> Answer:
+        if times == 1 and prompt in PROMPTS[:9]:
+            raise BadRequest("No.")
+        return Answer(["yes"], 1, 1, ["stop"])
+
+    paid.behave = refuse_once
+    found = together(*[lambda: Paid(paid, tmp_path).run(PROMPTS, temperature=0.0)] * 2)
+    assert [{one, two} for one, two in zip(*found, strict=True)] == [{None, "yes"}] * 9 + [{"yes"}] * 51
+    assert paid.asked == Counter(PROMPTS + PROMPTS[:9])
+
+
+def test_a_run_that_ends_by_an_error_holds_up_no_other(paid: Provider, tmp_path: Path) -> None:
+    def down_at_first(prompt: str, times: int) -> Answer:
+        if times == 1:
+            raise Unavailable("Down.")
+        return Answer(["up"], 1, 1, ["stop"])
+
+    paid.behave = down_at_first
+    once, patient = Paid(paid, tmp_path), Paid(paid, tmp_path)
+    once.retry_on_fail, patient.retry_seconds = False, 0.001
+    found = together(
+        lambda: once.run(PROMPTS[:3], temperature=0.0, concurrency=1),
+        lambda: patient.run(PROMPTS[:9], temperature=0.0, concurrency=1),
+    )
+    assert found[1] == ["up"] * 9
+    assert isinstance(found[0], ModelError) or set(found[0]) <= {None, "up"}
+
+
+def test_a_run_that_is_abandoned_gives_up_what_it_asked_for(paid: Provider, tmp_path: Path) -> None:
+    paid.slow = PROMPTS[1:5]
+    abandoned = Paid(paid, tmp_path).answers(PROMPTS[:5], temperature=0.0)
+    assert next(abandoned).text == PROMPTS[0].upper()
+    found: list[Any] = []
+    other = threading.Thread(target=lambda: found.extend(Paid(paid, tmp_path).run(PROMPTS[:5], temperature=0.0)))
+    other.start()
+    other.join(0.1)
+    assert paid.asked == Counter(PROMPTS[:5])
+    paid.slow = []
+    abandoned.close()
+    other.join(10)
+    assert found == [prompt.upper() for prompt in PROMPTS[:5]]
+    assert paid.asked == Counter([PROMPTS[0], *2 * PROMPTS[1:5]])
+
+
+def test_two_runs_read_in_turn_in_one_thread_wait_for_each_other_without_end(paid: Provider, tmp_path: Path) -> None:
+    runs = [Paid(paid, tmp_path).answers(prompts, temperature=0.0) for prompts in (PROMPTS, PROMPTS[::-1])]
+    texts = [(one.text, two.text) for one, two in zip(*runs, strict=True)]
+    assert texts == [(one.upper(), two.upper()) for one, two in zip(PROMPTS, PROMPTS[::-1], strict=True)]
+    assert paid.asked == Counter(PROMPTS)
