@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,10 +11,11 @@ import numpy as np
 
 from datadreamer_like.errors import DataError, EmptyDataset, check_number
 
+from .words import words_of
+
 if TYPE_CHECKING:
     from datadreamer_like.models.embedders.embedder import Embedder
 
-_WORD = re.compile(r"\w+")
 _NO_MATCH = 0.1  # counted instead of no shared n-gram: "smoothing 1" of Chen and Cherry 2014
 
 
@@ -128,7 +128,7 @@ def average_similarity(vectors: Any) -> float:
 
 
 def _words(text: str) -> list[str]:
-    return _WORD.findall(text.lower())
+    return words_of(text.lower())
 
 
 def _ngrams(words: Sequence[str], n: int) -> Counter[tuple[str, ...]]:

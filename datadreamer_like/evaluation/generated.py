@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from datadreamer_like.errors import DataError, EmptyDataset
 
-_WORD = re.compile(r"\w+")
+from .words import words_of
 
 
 def exact_match(answers: Sequence[str], references: Sequence[str]) -> float:
@@ -28,13 +27,13 @@ def rouge_l(answer: str, reference: str) -> float:
     """Returns ROUGE-L, the F1 of the longest common subsequence of words; 0 if one of the texts has no word.
 
     Lin 2004, "ROUGE: A Package for Automatic Evaluation of Summaries", with equal weights of precision and recall.
-    Words are runs of letters and digits in lower case, without stemming.
+    Words are runs of letters and digits in lower case, without stemming, or single Chinese and Japanese characters.
 
     Example:
         >>> rouge_l("The cat sat down.", "the cat sat on the mat")  # 3 words of 4, and of 6
         0.6
     """
-    first, second = (_WORD.findall(text.lower()) for text in (answer, reference))
+    first, second = (words_of(text.lower()) for text in (answer, reference))
     common = _common(first, second)
     return 2 * common / (len(first) + len(second)) if common else 0.0
 

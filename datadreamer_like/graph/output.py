@@ -9,7 +9,6 @@ from functools import cached_property, partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 
 from datadreamer_like.errors import DefinitionError, NoSuchRow, UnknownColumn, did_you_mean
@@ -19,6 +18,7 @@ from datadreamer_like.storage.values import PICKLED, features_of, known_features
 
 from .node import Node
 from .origin import Origin
+from .row_numbers import is_whole_number, row_numbers
 from .rows import BATCH_SIZE as BATCH_SIZE
 from .rows import Batch as Batch
 from .rows import Rows, untyped
@@ -193,7 +193,7 @@ class OutputDataset(OutputDatasetMixin):
             column.whole, column.cut = self, self.cut
             return column
         found = self._taken(key)
-        return {name: values[0] for name, values in found.items()} if _is_index(key) else found
+        return {name: values[0] for name, values in found.items()} if is_whole_number(key) else found
 
     def _only(self, column: str) -> Rows:
         return self.rows.select_columns([column])
@@ -204,7 +204,7 @@ class OutputDataset(OutputDatasetMixin):
         size = len(table)
         if isinstance(key, slice):
             return to_columns(table.select(range(size)[key]).whole())
-        positions = np.asarray([key] if _is_index(key) else list(key), dtype=np.int64)
+        positions = row_numbers([key] if is_whole_number(key) else key, f'An index of "{self._step.name}"')
         missing = positions[(positions < -size) | (positions >= size)]
         if len(missing):
             raise NoSuchRow(f'"{self._step.name}" has no row {missing[0]}; it has {size:,} rows.')
@@ -225,7 +225,7 @@ class OutputDatasetColumn(OutputDatasetColumnMixin, OutputDataset):
         if isinstance(key, str):
             return super().__getitem__(key)
         (values,) = self._taken(key).values()
-        return values[0] if _is_index(key) else values
+        return values[0] if is_whole_number(key) else values
 
 
 class OutputIterableDataset(OutputDatasetMixin):
@@ -334,7 +334,3 @@ def _marked(rows: Rows, pickled: bool) -> Rows:
         table = replace(rows.table, data=with_schema(rows.table.data, marked(rows.schema)))
         return replace(Rows.of_table(table), origin=rows.origin, node=rows.node)
     return replace(rows, read=lambda: (with_schema(batch, marked(batch.schema)) for batch in rows.read()))
-
-
-def _is_index(key: Any) -> bool:
-    return isinstance(key, int | np.integer)

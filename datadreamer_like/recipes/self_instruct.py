@@ -213,6 +213,13 @@ class SelfInstruct:
         kinds = Prompt(f"{self.name}, kinds", {"prompts": asked.output["prompt"]}, args)
         shown = {kind: self._shown(kind) for kind in (False, True)}
         joined = zipped(tasks, kinds.select_columns(["generations"]).rename_column("generations", "is_classification"))
+        kinds_known = [*zip(joined.output["instruction"], joined.output["is_classification"], strict=True)]
+        self._drop("no answer whether it is classification", [task for task, kind in kinds_known if kind is None])
+        if all(kind is None for _, kind in kinds_known):
+            raise DataError(
+                f'"{self.name}": the LLM said of no instruction whether it is classification. The reasons: '
+                f'{self._reasons()}. See the errors of the step "{kinds.name}".'
+            )
         known = joined.filter(lambda row: row["is_classification"] is not None)
         prompted = known.map(
             lambda row: {**row, "prompt": shown[row["is_classification"]].format(task=row["instruction"])},
@@ -225,8 +232,6 @@ class SelfInstruct:
         names = {"generations": "instance"}
         full = zipped(prompted.remove_columns(["prompt"]), said.select_columns([*names]).rename_columns(names))
         rows = [*zip(full.output["instruction"], full.output["instance"], strict=True)]
-        unknown = zip(joined.output["instruction"], joined.output["is_classification"], strict=True)
-        self._drop("no answer whether it is classification", [task for task, kind in unknown if kind is None])
         self._drop("no instance", [task for task, found in rows if found is None])
         if all(found is None for _, found in rows):
             raise DataError(f'"{self.name}": the LLM wrote no instance. The reasons: {self._reasons()}.')

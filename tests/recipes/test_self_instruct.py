@@ -188,3 +188,22 @@ def test_a_seed_without_tasks_or_with_a_missing_one_is_refused_before_any_prompt
     with pytest.raises(DataError, match="outputs is None in row 1"):
         SelfInstruct("Grown", llm, **seed([*SEED[:1], ("Do it.", "", None, False)]))
     assert not llm.asked
+
+
+def test_an_llm_that_refuses_everything_ends_with_the_reason(session):
+    with pytest.raises(DataError, match=r"said of no instruction whether it is classification.* 1\. .*step"):
+        SelfInstruct("Grown", FakeLLM(lambda prompt: "I cannot do that"), **seed(), rounds=1, prompts_per_round=1)
+
+
+def test_instructions_in_chinese_pass_the_filters_and_near_copies_do_not(session):
+    tasks = ["写一首关于秋天的诗歌", "列出三种会游泳的鸟类", "写一首关于冬天的诗歌"]
+
+    def chinese(prompt: str) -> str:
+        if prompt.startswith("Below"):
+            return "\n".join(f"Task {place}: {task}" for place, task in enumerate(tasks, 2))
+        return "No" if prompt.startswith("Is this") else "Input: (none)\nOutput: 结果"
+
+    seeds = seed([("请判断这条评论是正面的还是负面的", "好", "正面", True)])
+    grown = SelfInstruct("Grown", FakeLLM(chinese), **seeds, rounds=1, prompts_per_round=1)
+    assert list(grown.rows.output["instruction"]) == tasks[:2]
+    assert [each["reason"] for each in grown.rejected] == ["similar to an earlier text"]

@@ -10,13 +10,16 @@ import random
 
 import datasets
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 
 from datadreamer_like import DataDreamer, concat, concurrent, wait, zipped
 from datadreamer_like.errors import (
     ArgumentTypeError,
     DefinitionError,
     EmptyDataset,
+    NoSuchRow,
     StepOutputError,
     StorageError,
     UnknownColumn,
@@ -189,17 +192,45 @@ def test_a_batched_function_returns_columns_not_single_values(session, values):
         three.filter(lambda batch: values, batched=True, lazy=False)
 
 
-@pytest.mark.parametrize("number", [True, np.True_, 1.0, np.float64(1), "1", None, slice(0, 1)])
+@pytest.mark.parametrize("number", [True, np.True_, torch.tensor(True), 1.0, np.float64(1), "1", None, slice(0, 1)])
 def test_positions_are_whole_numbers_and_a_mask_is_not_taken_for_positions(session, number):
     three = DataSource("Three", data={"n": [1, 2, 3]})
     for use in (
         lambda: three.select([number, 0]),
+        lambda: three.output[[number, 0, 0]],
+        lambda: three.output["n"][(0, number)],
+        lambda: three.trace(number),
+        lambda: three.shuffle(buffer_size=number),
         lambda: three.take(number),
         lambda: three.skip(number),
         lambda: three.shard(number, 0),
         lambda: three.shard(2, number),
     ):
         with pytest.raises(ArgumentTypeError, match="expected whole numbers"):
+            use()
+
+
+def test_masks_of_every_library_are_refused_and_scalars_of_every_library_are_positions(session):
+    output = DataSource("Three", data={"n": [1, 2, 3]}).output
+    mask = [True, False, True]
+    for one in (mask, np.array(mask), torch.tensor(mask), pd.Series(mask)):
+        with pytest.raises(ArgumentTypeError, match="Keep rows by a mask with step.filter"):
+            output[one]
+    for two in (2, np.int8(2), np.array(2), torch.tensor(2), np.uint64(2)):
+        assert output[two] == {"n": 3}
+        assert output["n"][two] == 3
+    with pytest.raises(NoSuchRow, match="larger than any row's number"):
+        output[2**63]
+
+
+def test_what_has_no_order_or_names_a_column_twice_is_refused_before_it_runs(rows):
+    for use, said in (
+        (lambda: rows.sort([]), "at least one column"),
+        (lambda: rows.shuffle(seed=-1), "seed is -1"),
+        (lambda: rows.shuffle(buffer_size=0), "buffer_size is 0"),
+        (lambda: rows.select_columns(["n", "text", "n"]), "named twice: n, text, n"),
+    ):
+        with pytest.raises(DefinitionError, match=said):
             use()
 
 

@@ -45,7 +45,15 @@ CASES: list[tuple[Any, list[str], dict[str, str]]] = [
     (
         ValidPython(),
         ["x = 1", "", "def f(a, /, *, b): ...\n", "x = '\\d'", "async def f():\n    await g()"],
-        {"x = (1": "never closed", "print 1": "Missing parentheses", "x = '\0'": "null", "(" * 3000: "not Python"},
+        {
+            "x = (1": "never closed",
+            "print 1": "Missing parentheses",
+            "x = '\0'": "null",
+            "(" * 3000: "not Python",
+            "return 1": "'return' outside function",
+            "await x": "outside function",
+            "break": "outside loop",
+        },
     ),
     (
         ValidSQL(),

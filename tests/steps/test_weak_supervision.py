@@ -107,6 +107,28 @@ def test_a_function_does_not_change_the_rows_that_others_see(session: DataDreame
     assert list(applied(spoils, names_a_font).output["names_a_font"]) == [None, "fonts", None, "fonts"]
 
 
+def test_a_function_that_changes_a_list_in_a_row_does_not_change_it_for_the_next_one(session: DataDreamer):
+    @labelling_function
+    def empties(row: dict[str, Any]) -> str | None:
+        row["words"].clear()
+
+    @labelling_function
+    def counts(row: dict[str, Any]) -> str | None:
+        return "fonts" if row["words"] else "games"
+
+    given = DataSource("Lists", {"words": [["a", "b"], ["c"]]}).output["words"]
+    args = {"functions": [empties, counts], "labels": LABELS}
+    step = ApplyLabellingFunctions("Votes on lists", inputs={"inputs": given}, args=args)
+    assert list(step.output["counts"]) == ["fonts", "fonts"]
+
+
+@pytest.mark.parametrize("kind", [MajorityVote, LabelModel])
+def test_voters_that_never_vote_are_named_as_the_reason_why_there_are_no_labels(session: DataDreamer, kind: Any):
+    silent = DataSource("Silent", {"a": [None, None], "text": ["x", "y"]}).output["a"]
+    with pytest.raises(EmptyDataset, match='"Labels": all voters abstain on all rows'):
+        kind("Labels", inputs={"a": silent, "b": silent})
+
+
 def raises(row: dict[str, Any]) -> str | None:
     return "games" if row["size"] < 3 else row["pages"]
 

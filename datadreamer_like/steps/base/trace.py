@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, SupportsIndex
+from typing import Any
 
 import numpy as np
 
-from datadreamer_like.errors import ArgumentTypeError, DefinitionError, NoSuchRow
+from datadreamer_like.errors import DefinitionError, NoSuchRow
 from datadreamer_like.graph.node import Node
 from datadreamer_like.graph.origin import INPUT, Link, Origin
 from datadreamer_like.graph.output import OutputIterableDataset
+from datadreamer_like.graph.row_numbers import whole_number
 
 Positions = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -82,9 +82,7 @@ class Trace:
 
 def traced(step: Any, index: int) -> Trace:
     """Returns the origin of a step's row; see `Step.trace`."""
-    if not isinstance(index, SupportsIndex):
-        raise ArgumentTypeError(f'"{step.name}": a row is given by its number, counted from 0, not by {index!r}.')
-    size, index = step.output.num_rows, operator.index(index)
+    size, index = step.output.num_rows, whole_number(index, f'trace: the position of a row of "{step.name}"')
     position = index + size if index < 0 and size is not None else index
     if position < 0 or (size is not None and position >= size):
         known = f"it has {size:,} rows" if size is not None else "the number of its lazy rows is unknown"

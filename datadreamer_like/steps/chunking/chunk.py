@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from datadreamer_like.errors import DefinitionError, check_number, require_extra
+from datadreamer_like.evaluation.words import words_of
 from datadreamer_like.graph.origin import From, Traced
 from datadreamer_like.models.embedders.embedder import Embedder
 from datadreamer_like.models.llms.llm import LLM
@@ -24,8 +25,9 @@ class Chunk(Step):
     """Cuts texts into chunks of at most `max_tokens` tokens: sections, paragraphs, sentences, where they fit.
 
     Inputs: `texts`, and optionally `paths`, `titles`, `pages`, which each chunk repeats. Args: `max_tokens`, `overlap`,
-    `llm` or `embedder` (whose tokenizer counts; without either, words are counted), `headings`, `lazy`. Outputs:
-    `chunks`, `starts` and `ends` (`chunk == text[start:end]`), `num_tokens`, `headings`, and the optional inputs.
+    `llm` or `embedder` (whose tokenizer counts; without either, words, and Chinese and Japanese characters),
+    `headings`, `lazy`. Outputs: `chunks`, `starts` and `ends` (`chunk == text[start:end]`), `num_tokens`, `headings`,
+    and the optional inputs.
 
     A chunk ends at the end of a paragraph if there is one in its second half, else of a sentence; only sentences longer
     than a chunk are cut between words. With `headings`, no chunk crosses a Markdown heading, and the column `headings`
@@ -40,6 +42,8 @@ class Chunk(Step):
         ...     args={"llm": llm, "max_tokens": 400, "overlap": 40},
         ... )
     """
+
+    result_version: ClassVar[int] = 2  # 2: words without punctuation, Chinese and Japanese characters
 
     def setup(self) -> None:
         """Registers the step's names."""
@@ -83,7 +87,7 @@ class Chunk(Step):
 
     def _count(self) -> Count:
         model = self._args["llm"] or self._args["embedder"]
-        return (lambda text: len(text.split())) if model is None else model.count_tokens
+        return (lambda text: len(words_of(text))) if model is None else model.count_tokens
 
     def _batches(self) -> Iterator[Traced]:
         count, args = self._count(), self._args

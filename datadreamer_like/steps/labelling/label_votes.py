@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from datadreamer_like.errors import DefinitionError, LabelError, check_number
+from datadreamer_like.errors import DefinitionError, EmptyDataset, LabelError, check_number
 from datadreamer_like.evaluation.label_model import FittedLabelModel, fit_label_model
 from datadreamer_like.evaluation.votes import ABSTAINED, Codes, Votes
 from datadreamer_like.graph.output import Column
@@ -88,6 +88,11 @@ class LabelVotes(Step):
     def run(self) -> LazyRowBatches:
         """Makes the labels."""
         votes = self.given_votes
+        if not votes.classes:
+            raise EmptyDataset(
+                f'"{self.name}": all voters abstain on all rows, so there are no labels. Add voters that vote on more '
+                "rows."
+            )
         if self.args["labels"] is None:
             self._check_labels_are_shared(votes)
         chances = self.class_probabilities(votes)

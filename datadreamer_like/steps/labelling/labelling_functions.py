@@ -155,12 +155,15 @@ class ApplyLabellingFunctions(Step):
     def _batches(self) -> Iterator[pa.RecordBatch]:
         start = 0
         for batch in whole(self._inputs["inputs"]).rows.read():
-            columns = to_columns(batch)
-            rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+            given, columns = batch, to_columns(batch)
+            has_parts = any(isinstance(value, list | dict) for values in columns.values() for value in values)
             for function in self.args["functions"]:
-                votes = [self._vote(function, dict(row), start + place) for place, row in enumerate(rows)]
+                rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+                votes = [self._vote(function, row, start + place) for place, row in enumerate(rows)]
                 batch = batch.append_column(function.name, pa.array(votes, pa.string()))
-            start += len(rows)
+                if has_parts:  # a function may have changed a list or dictionary, which others would then see
+                    columns = to_columns(given)
+            start += batch.num_rows
             yield batch
 
     @cached_property

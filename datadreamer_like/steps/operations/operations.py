@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Generic, TypeVar, Unpack
 
-import numpy as np
-
-from datadreamer_like.errors import ArgumentTypeError, DefinitionError
+from datadreamer_like.errors import DefinitionError
 from datadreamer_like.graph.lazy_table import materialized
+from datadreamer_like.graph.row_numbers import row_numbers, whole_number
 from datadreamer_like.graph.rows import Rows
 
 from ..base.dataset_node import DatasetNode
@@ -34,7 +32,7 @@ class Operations(DatasetNode, Generic[StepT]):
     @takes_lazy_options
     def select(self, indices: Iterable[int], *, lazy: bool = True, **options: Unpack[OperationOptions]) -> StepT:
         """Selects rows by position, in the given order; lazy rows are read and saved, so the result has positions."""
-        chosen = np.fromiter((_integer("select", "indices", index) for index in indices), dtype=np.int64)
+        chosen = row_numbers(indices, "select: indices")
         has_positions = self.output.rows.table is not None
         return self.derive("select", lazy and has_positions, options, transforms.select, indices=chosen)
 
@@ -44,17 +42,19 @@ class Operations(DatasetNode, Generic[StepT]):
     ) -> StepT:
         """Keeps only the named columns."""
         names = self._known(column_names)
+        if len(set(names)) < len(names):
+            raise DefinitionError(f"select_columns: a column is named twice: {', '.join(names)}.")
         return self.derive("select_columns", lazy, options, transforms.keep_columns, column_names=names)
 
     @takes_lazy_options
     def take(self, n: int, *, lazy: bool = True, **options: Unpack[OperationOptions]) -> StepT:
         """Takes the first `n` rows."""
-        return self.derive("take", lazy, options, transforms.span, start=0, stop=_integer("take", "n", n))
+        return self.derive("take", lazy, options, transforms.span, start=0, stop=whole_number(n, "take: n"))
 
     @takes_lazy_options
     def skip(self, n: int, *, lazy: bool = True, **options: Unpack[OperationOptions]) -> StepT:
         """Skips the first `n` rows."""
-        return self.derive("skip", lazy, options, transforms.span, start=_integer("skip", "n", n), stop=None)
+        return self.derive("skip", lazy, options, transforms.span, start=whole_number(n, "skip: n"), stop=None)
 
     @takes_lazy_options
     def shuffle(
@@ -69,6 +69,10 @@ class Operations(DatasetNode, Generic[StepT]):
 
         A table is shuffled as a whole, lazy rows in a buffer of `buffer_size` rows.
         """
+        if seed is not None and whole_number(seed, "shuffle: seed") < 0:
+            raise DefinitionError(f"shuffle: seed is {seed}; expected 0 or more.")
+        if whole_number(buffer_size, "shuffle: buffer_size") < 1:
+            raise DefinitionError(f"shuffle: buffer_size is {buffer_size}; expected 1 or more.")
         return self.derive("shuffle", lazy, options, transforms.shuffle, seed=seed, buffer_size=buffer_size)
 
     @takes_saved_options
@@ -84,6 +88,8 @@ class Operations(DatasetNode, Generic[StepT]):
         `reverse` puts the largest first, for all columns or per column. `null_placement` is `"at_end"` or `"at_start"`.
         """
         names = self._known(column_names)
+        if not names:
+            raise DefinitionError("sort needs at least one column to sort by.")
         backwards = [reverse] * len(names) if isinstance(reverse, bool) else list(reverse)
         if len(backwards) != len(names):
             raise DefinitionError(f"sort: {len(backwards)} values of reverse for {len(names)} columns.")
@@ -232,7 +238,7 @@ class Operations(DatasetNode, Generic[StepT]):
         self, num_shards: int, index: int, contiguous: bool = False, **options: Unpack[OperationOptions]
     ) -> StepT:
         """Selects one of `num_shards` parts: every `num_shards`-th row from `index`, or consecutive rows."""
-        num_shards, index = _integer("shard", "num_shards", num_shards), _integer("shard", "index", index)
+        num_shards, index = whole_number(num_shards, "shard: num_shards"), whole_number(index, "shard: index")
         if num_shards < 1:
             raise DefinitionError(f"shard: num_shards is {num_shards}; expected 1 or more.")
         if not 0 <= index < num_shards:
@@ -270,14 +276,3 @@ class Operations(DatasetNode, Generic[StepT]):
         `transform` makes its rows from this step's rows and `args`, which determine the result.
         """
         raise NotImplementedError(f"{type(self).__name__} has no operations.")
-
-
-def _integer(operation: str, argument: str, value: Any) -> int:
-    """Returns an argument as an int; booleans, which would count as 0 and 1, are refused."""
-    if isinstance(value, bool | np.bool_):
-        advice = " Keep rows by a mask with step.filter(..., with_indices=True)." if operation == "select" else ""
-        raise ArgumentTypeError(f"{operation}: {argument} holds {value}; expected whole numbers.{advice}")
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise ArgumentTypeError(f"{operation}: {argument} holds {value!r}; expected whole numbers.") from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from datadreamer_like.errors import DataError, EmptyDataset, check_number
+from datadreamer_like.evaluation.words import words_of
 from datadreamer_like.graph.rows import Table
 
 from ..base.columns import whole
@@ -22,7 +22,6 @@ from .row_filter import Bools, Judged, RowFilter
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 
-_WORD = re.compile(r"\w+")
 _BLOCK = 1024
 
 
@@ -95,6 +94,8 @@ class Decontaminate(Contamination):
         >>> clean = Decontaminate("Not in the test set", inputs=texts)  # doctest: +SKIP
     """
 
+    result_version: ClassVar[int] = 2  # 2: Chinese and Japanese characters are words
+
     def setup(self) -> None:
         """Registers the step's names."""
         super().setup()
@@ -155,6 +156,8 @@ class DecontaminateByMinHash(Contamination):
         >>> texts = {"inputs": rows.output["text"], "against": test.output["text"]}  # doctest: +SKIP
         >>> clean = DecontaminateByMinHash("Unlike the test set", texts, {"threshold": 0.5})  # doctest: +SKIP
     """
+
+    result_version: ClassVar[int] = 2  # 2: Chinese and Japanese characters are words
 
     def setup(self) -> None:
         """Registers the step's names."""
@@ -244,7 +247,7 @@ class DecontaminateByEmbedding(Contamination):
 
 
 def _words(text: str | None) -> list[str]:
-    return [] if text is None else _WORD.findall(normalized(text))
+    return [] if text is None else words_of(normalized(text))
 
 
 def _grams(words: list[str], n: int) -> list[str]:

@@ -146,6 +146,7 @@ class DeduplicateByMinHash(Duplicates):
         >>> unique = DeduplicateByMinHash("Unique", inputs={"inputs": rows.output["text"]}, args=args)  # doctest: +SKIP
     """
 
+    result_version: ClassVar[int] = 2  # 2: Chinese and Japanese characters are words
     rejected_as = "near-duplicate"
 
     def setup(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
@@ -12,14 +11,13 @@ import numpy as np
 import pyarrow as pa
 
 from datadreamer_like.errors import check_number
+from datadreamer_like.evaluation.words import words_of
 from datadreamer_like.graph.rows import Table
 
 from ..base.columns import whole
 from ..operations.transforms import table_of
 from .rouge_index import RougeIndex
 from .row_filter import Judged, RowFilter, texts_of
-
-_WORD = re.compile(r"\w+")
 
 
 class DeduplicateByRougeL(RowFilter):
@@ -39,6 +37,7 @@ class DeduplicateByRougeL(RowFilter):
         >>> novel = DeduplicateByRougeL("Novel", inputs=texts)  # doctest: +SKIP
     """
 
+    result_version: ClassVar[int] = 2  # 2: Chinese and Japanese characters are words
     verdict_columns: ClassVar[dict[str, str]] = {
         "reason": "Why the row is rejected; None for a row that is not.",
         "similar_to": "The most similar text of the pool and of the rows kept before.",
@@ -97,4 +96,4 @@ class DeduplicateByRougeL(RowFilter):
 
 
 def _words(text: str | None) -> Sequence[str]:
-    return _WORD.findall(text.lower()) if text else ()
+    return words_of(text.lower()) if text else ()

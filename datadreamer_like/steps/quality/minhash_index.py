@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Callable, Set
 from typing import Any, NamedTuple
 
 from datadreamer_like.errors import DefinitionError, check_number, did_you_mean, require_extra
+from datadreamer_like.evaluation.words import words_of
 from datadreamer_like.graph.rows import Table
 
 from ..base.step import Step
 from .normal_form import normalized
 
 _RECALL = 0.95
-_WORD = re.compile(r"\w+")
 _KEPT_SHINGLES = 4096
 
 
@@ -97,7 +96,7 @@ class MinHashIndex:
         clean = normalized(text)
         if self.ngrams == "characters":
             return {clean[start : start + self.n] for start in range(max(1, len(clean) - self.n + 1))}
-        words = _WORD.findall(clean) or [clean]
+        words = words_of(clean) or [clean]
         if len(words) <= self.n:
             return {" ".join(words)}
         return {*map(" ".join, zip(*(words[start:] for start in range(self.n)), strict=False))}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import functools
 import json
 import logging
@@ -23,23 +22,25 @@ from datadreamer_like.models.llms.schema_check import Problem, schema_problems
 
 @dataclass(frozen=True)
 class ValidPython:
-    """Is Python code of the running version that can be parsed; it is not run.
+    """Is Python code of the running version that can be compiled as a module; it is not run.
+
+    So `return` outside a function and `break` outside a loop are not valid either.
 
     Example:
         >>> ValidPython()("x = (1")
         "not Python: '(' was never closed (line 1)"
     """
 
-    result_version: ClassVar[int] = 1
+    result_version: ClassVar[int] = 2  # 2: compiled, not only parsed
 
     def __call__(self, text: str) -> str | None:
         """Returns why the text is not valid, or None."""
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of code that can be parsed
-                ast.parse(text)
+                warnings.simplefilter("ignore")  # of code that can be compiled
+                compile(text, "<text>", "exec", dont_inherit=True)
         except SyntaxError as error:
-            return f"not Python: {error.msg} (line {error.lineno})"
+            return f"not Python: {error.msg}{f' (line {error.lineno})' if error.lineno else ''}"
         except (ValueError, RecursionError, MemoryError) as error:
             return f"not Python: {error or type(error).__name__}"
         return None

@@ -16,6 +16,7 @@ from datadreamer_like.errors import (
     did_you_mean,
     require_extra,
 )
+from datadreamer_like.evaluation.words import words_of
 
 PII = ("email", "phone", "credit_card", "iban", "ssn", "ip", "mac", "postcode", "passport", "dob", "other")
 """What `NoPII` can find."""
@@ -27,7 +28,6 @@ _WITH_COUNTRY = re.compile(
     r"(?<![\w.+-])(?:\+|00(?=[1-9]\d[ ./-]))(?:1(?=[ .-]?\(?[2-9])|[2-9]\d)(?:[ ./-]?\(?\d{1,5}\)?){2,7}(?![\w-]|\.\d)"
 )
 _IBAN_IN_GROUPS = re.compile(r"\b[A-Z]{2}\d{2}(?: [A-Z\d]{4}){2,7} [A-Z\d]{1,3}\b")
-_LENGTH = re.compile(r"\w+")
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,8 @@ class LengthBetween:
     Args:
         least: Lower bound.
         most: Upper bound; None for none.
-        unit: "characters", "words" or "tokens".
+        unit: "characters", "words" (runs of letters and digits, so that "it's" has two, or single Chinese and
+            Japanese characters) or "tokens".
         tokenizer: For tokens: an LLM, an embedder, a tokenizer of transformers or tokenizers, or a function that
             returns the number of tokens in a text.
 
@@ -89,7 +90,7 @@ class LengthBetween:
     unit: str = "words"
     tokenizer: Any = None
 
-    result_version: ClassVar[int] = 1
+    result_version: ClassVar[int] = 2  # 2: Chinese and Japanese characters are words
     units: ClassVar[tuple[str, ...]] = ("characters", "words", "tokens")
 
     def __post_init__(self) -> None:
@@ -119,7 +120,7 @@ class LengthBetween:
         if self.unit == "characters":
             return len(text)
         if self.unit == "words":
-            return sum(1 for _ in _LENGTH.finditer(text))
+            return len(words_of(text))
         if hasattr(self.tokenizer, "count_tokens"):
             return int(self.tokenizer.count_tokens(text))
         return len(self.tokenizer.encode(text)) if hasattr(self.tokenizer, "encode") else int(self.tokenizer(text))
