@@ -12,6 +12,7 @@ import tiny_models
 import torch
 
 from datadreamer_like.errors import DataDreamerError, DataError, StorageError
+from datadreamer_like.graph import Card
 from datadreamer_like.models import TrainedModel
 from datadreamer_like.quantization import NF4
 
@@ -27,7 +28,7 @@ def edited(saved: Path, folder: Path, **changes: Any) -> TrainedModel:
     """A copy with other values in its config; None takes a key out."""
     shutil.copytree(saved, folder)
     config = json.loads((folder / "config.json").read_text()) | changes
-    config = {key: value for key, value in config.items() if value is not None}
+    config = {key: value for key, value in config.items() if key not in changes or value is not None}
     (folder / "config.json").write_text(json.dumps(config))
     return TrainedModel.load(folder)
 
@@ -61,6 +62,30 @@ def test_so_is_that_of_a_quantized_model(saved: Path, tmp_path: Path):
     TrainedModel.save(NF4().apply(source.model), source.tokenizer, tmp_path / "small")
     with pytest.raises(DataDreamerError, match=r'config\.json: "hidden_size" is 64'):
         _ = edited(tmp_path / "small", tmp_path / "edited", hidden_size=64).model
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"num_attention_heads": 2}, '"num_attention_heads" was 4 when the model was saved, and is 2 now'),
+        ({"layer_norm_eps": 1e-3}, '"layer_norm_eps" was 1e-12 when'),
+        ({"id2label": {"0": "b", "1": "a", "2": "c"}}, '"id2label" was {"0": "a"'),
+        ({"hidden_act": None}, '"hidden_act" was "gelu" when the model was saved, and is missing now'),
+        ({"position_embedding_type": "relative_key"}, '"position_embedding_type" was missing when'),
+        ({"hidden_size": 64}, '"hidden_size" was 32'),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("small", [False, True])
+def test_a_saved_model_whose_config_was_edited_is_refused(
+    saved: Path, tmp_path: Path, changes: dict[str, Any], says: str, small: bool
+):
+    source = TrainedModel.load(saved)
+    model = NF4().apply(source.model) if small else source.model
+    TrainedModel.save(model, source.tokenizer, tmp_path / "saved", Card("Model", "trainer", "TrainHFClassifier"))
+    _ = edited(tmp_path / "saved", tmp_path / "copy", _name_or_path="elsewhere", transformers_version="9").model
+    with pytest.raises(StorageError, match=r"config\.json: " + says):
+        _ = edited(tmp_path / "saved", tmp_path / "edited", **changes).model
 
 
 def test_a_config_that_is_no_object_is_refused(saved: Path, tmp_path: Path):

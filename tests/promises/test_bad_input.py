@@ -18,7 +18,7 @@ from user_scripts import Script, files_of
 from datadreamer_like import DataDreamer, errors
 from datadreamer_like.graph import Card
 from datadreamer_like.models import OpenAI
-from datadreamer_like.models.trained.model_files import check_weights, write_card
+from datadreamer_like.models.trained.model_files import check_saved_files, write_card
 from datadreamer_like.steps import (
     CSVDataSource,
     DataFromPrompt,
@@ -501,7 +501,7 @@ def test_no_permission_is_one_clear_error(tmp_path: Path) -> None:
             DataSource("Rows", data={"text": ["a"]}).export_to_csv(folder / "rows.csv")
 
     def load_that() -> None:
-        check_weights(model)
+        check_saved_files(model)
 
     try:
         for work, place in (

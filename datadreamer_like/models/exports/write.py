@@ -28,7 +28,7 @@ from ..quiet import quiet
 from ..trained.embedder_files import copy_modules
 from ..trained.hf_source import forget_gguf
 from ..trained.model_facts import count_parameters
-from ..trained.model_files import check_weights, write_card
+from ..trained.model_files import check_saved_files, write_card
 from ..trained.predictions import check_texts
 from .int4 import Codes
 from .report import EXPORT_NAME, Exported
@@ -73,7 +73,7 @@ def export_model(
     if form is None:
         with new_export(target, "Exporting a model", (CARD_NAME, EXPORT_NAME)) as draft:
             if Path(trained.path).is_dir():
-                check_weights(Path(trained.path))
+                check_saved_files(Path(trained.path))
                 shutil.copytree(trained.path, draft, dirs_exist_ok=True, ignore=shutil.ignore_patterns(CARD_NAME))
             else:
                 trained.save(trained.model, trained.tokenizer, draft)

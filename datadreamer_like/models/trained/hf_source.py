@@ -26,7 +26,7 @@ from datadreamer_like.storage.digests import file_digest
 from ..llms.gguf import read_gguf_header
 from ..quiet import quiet
 from .config_faults import config_fault
-from .model_files import check_weights, damage_of, files_identity, model_folder
+from .model_files import check_saved_files, damage_of, files_identity, model_folder
 
 HOW_FETCHED = frozenset({"token", "cache_dir", "local_files_only"})
 """Arguments of `from_pretrained` that do not decide which model is loaded; `token` is a secret."""
@@ -165,7 +165,7 @@ def with_adapter(model: Any, adapter: HFSource, options: dict[str, Any]) -> Any:
 def loading(source: HFSource, *, weights: bool = False) -> Iterator[None]:
     """Silences transformers inside the block, and turns its errors into the package's.
 
-    With `weights`, a folder's weights are first compared with the digests on its card.
+    With `weights`, a folder's weights and config are first compared with its card.
 
     Raises:
         StorageError: A file is damaged, was changed after it was saved, or lacks weights.
@@ -175,7 +175,7 @@ def loading(source: HFSource, *, weights: bool = False) -> Iterator[None]:
         MissingExtra: A package that loads weights of this form is not installed.
     """
     if weights and source.folder is not None:
-        check_weights(source.folder)
+        check_saved_files(source.folder)
     try:
         with quiet():
             yield

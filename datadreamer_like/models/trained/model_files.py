@@ -6,7 +6,9 @@ import datetime
 import json
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+from datadreamer_like.errors import StorageError
 from datadreamer_like.graph import Card
 from datadreamer_like.graph.card import CARD_NAME
 from datadreamer_like.storage.digests import check_states, file_digest, file_states
@@ -14,8 +16,13 @@ from datadreamer_like.storage.folders import explained
 
 from ..exports.report import EXPORT_NAME
 
+_CONFIG_NAME = "config.json"
 _WEIGHTS = "weights"
 """Key of the weights' digests in a card's file."""
+_CONFIG = "config"
+"""Key of the values of `config.json` in a card's file."""
+_NOT_VALUES = ("_name_or_path", "transformers_version")
+"""Keys of `config.json` that say where a model came from; publishing leaves a local path out."""
 
 
 def model_files(folder: Path) -> list[Path]:
@@ -26,7 +33,7 @@ def model_files(folder: Path) -> list[Path]:
 def model_folder(folder: Path) -> Path:
     """Returns where a saved model is: in the folder itself, or inside that of a trainer's or stage's result."""
     inner = folder / "model"
-    return inner if (inner / "config.json").is_file() and not (folder / "config.json").is_file() else folder
+    return inner if (inner / _CONFIG_NAME).is_file() and not (folder / _CONFIG_NAME).is_file() else folder
 
 
 def files_identity(folder: Path) -> tuple[str, list[tuple[str, str]]]:
@@ -41,27 +48,48 @@ def read_card(folder: Path) -> Card | None:
 
 
 def write_card(folder: Path, card: Card) -> None:
-    """Writes a card with its lineage into a model's folder, and the digests of the weights that are there."""
+    """Writes a card with its lineage into a model's folder, and what `check_saved_files` compares."""
     card.created = card.created or datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    content = {**card.to_json(), _WEIGHTS: file_states(folder, folder.rglob("*.safetensors"))}
+    weights = file_states(folder, folder.rglob("*.safetensors"))
+    content = {**card.to_json(), _WEIGHTS: weights, _CONFIG: _config_values(folder)}
     (folder / CARD_NAME).write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
 
 
-def check_weights(folder: Path) -> None:
-    """Checks that the weights in a model's folder are those that its card was written for; one without is not checked.
+def check_saved_files(folder: Path) -> None:
+    """Checks that weights and config in a model's folder are those that its card was written for, if it has one.
 
     Raises:
-        StorageError: A file is missing, cut off, changed, or not readable for this user.
+        StorageError: A file is missing, cut off, changed, or not readable for this user; or a value of `config.json` is
+            another one.
     """
-    states: dict[str, tuple[int, str]] = {}
-    with suppress(OSError, ValueError, AttributeError):  # a damaged card says nothing of the weights
-        states = json.loads((folder / CARD_NAME).read_text(encoding="utf-8")).get(_WEIGHTS, {})
+    saved: Any = {}
+    with suppress(OSError, ValueError):  # a damaged card says nothing of the model
+        saved = json.loads((folder / CARD_NAME).read_text(encoding="utf-8"))
+    if not isinstance(saved, dict):
+        return
     advice = (
         "Make the model again, or restore the file: a finished run of a script makes again what it finds damaged. "
         f"To use the file as it is, delete {CARD_NAME}."
     )
     with explained("Reading a model", folder):
-        check_states(folder, states, "it was saved", advice)
+        check_states(folder, saved.get(_WEIGHTS) or {}, "it was saved", advice)
+        before, now = saved.get(_CONFIG), _config_values(folder)
+    if before is None or now is None:
+        return
+    for key in [*before, *now]:
+        old, new = (json.dumps(each[key]) if key in each else "missing" for each in (before, now))
+        if old != new:
+            what = f'"{key}" was {old:.60} when the model was saved, and is {new:.60} now.'
+            raise StorageError(f"{folder / _CONFIG_NAME}: {what} {advice}")
+
+
+def _config_values(folder: Path) -> dict[str, Any] | None:
+    """The values of a folder's `config.json`; None where there is none that can be read."""
+    try:
+        values = json.loads((folder / _CONFIG_NAME).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return {key: value for key, value in values.items() if key not in _NOT_VALUES} if isinstance(values, dict) else None
 
 
 def damage_of(folder: Path) -> str | None:

@@ -18,7 +18,7 @@ from ..model import free_memory
 from .confidence import CONFIDENCE_NAME, Confidence
 from .hf_source import forget_gguf, hf_source, loading, local_folder
 from .model_facts import Task, count_parameters, dtype_name, task_of
-from .model_files import check_weights, files_identity, model_files, model_folder, read_card, write_card
+from .model_files import check_saved_files, files_identity, model_files, model_folder, read_card, write_card
 from .predictions import (
     Answers,
     Predictions,
@@ -368,7 +368,7 @@ class TrainedModel:
         """Publishes the model with a generated card, and returns its URL; see `hub.publish_model`."""
         from datadreamer_like.hub import publish_model
 
-        check_weights(Path(self.path))
+        check_saved_files(Path(self.path))
         saved = getattr(self.config, "quantization_config", None) or {}
         compressed = isinstance(saved, dict) and saved.get("quant_method") == "datadreamer_like"
         own = compressed or str(self.config.model_type).startswith("datadreamer_")
