@@ -97,7 +97,7 @@ class UniformLinear(DecodedLinear):
             return group_dequantize(unsigned.sub_(zero), self.weight_scale, self.granularity).to(dtype)
         if self.weight_zero is not None:
             zero = self.weight_zero.float() + zero
-        return ((unsigned - zero) * self.weight_scale).to(dtype)
+        return unsigned.sub_(zero).mul_(self.weight_scale).to(dtype)
 
     def extra_repr(self) -> str:
         """The options, for `print(model)`."""
