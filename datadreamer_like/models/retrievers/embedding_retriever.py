@@ -61,7 +61,7 @@ class EmbeddingRetriever(IndexedRetriever):
 
     Raises:
         EmptyDataset, MissingExtra: The corpus has no texts; FAISS is not installed.
-        ArgumentTypeError: `index_type` is no text.
+        ArgumentTypeError: `index_type` is not a text.
         DefinitionError: `index_type` or one of `kwargs` is unknown to FAISS, or there are fewer texts than cells.
         DataError: A vector is not finite, or has another length than those of the index.
 
