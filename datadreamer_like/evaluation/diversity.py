@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from datadreamer_like.errors import DataError, EmptyDataset, check_number
-
-from .words import words_of
+from datadreamer_like.models.words import words_of
 
 if TYPE_CHECKING:
     from datadreamer_like.models.embedders.embedder import Embedder

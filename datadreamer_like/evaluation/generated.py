@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from datadreamer_like.errors import DataError, EmptyDataset
-
-from .words import words_of
+from datadreamer_like.models.words import words_of
 
 
 def exact_match(answers: Sequence[str], references: Sequence[str]) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any, Self
@@ -11,6 +10,7 @@ import numpy as np
 
 from datadreamer_like.errors import check_number
 from datadreamer_like.models.embedders.embedder import Embedder
+from datadreamer_like.models.words import words_of
 
 
 class FakeEmbedder(Embedder):
@@ -60,7 +60,7 @@ class FakeEmbedder(Embedder):
 
     def count_tokens(self, value: str) -> int:
         """Returns the number of words."""
-        return len(re.findall(r"\w+", value))
+        return len(words_of(value))
 
     def compute(self, texts: Sequence[str], instruction: str | None = None, **asks: Any) -> Any:
         """Returns the vectors [texts, dims]."""
@@ -70,6 +70,6 @@ class FakeEmbedder(Embedder):
         if self._vector is not None:
             return np.asarray(self._vector(text), dtype=np.float32)
         counts = np.zeros(self._dims, dtype=np.float32)
-        for word in re.findall(r"\w+", text.lower()):
+        for word in words_of(text.lower()):
             counts[zlib.crc32(word.encode()) % self._dims] += 1
         return counts / max(float(np.linalg.norm(counts)), 1.0)

@@ -62,6 +62,7 @@ class FakeLLM(LLM):
     model_name = "fake"
     enforces_schemas = True
     tool_choices = TOOL_CHOICES
+    retry_seconds = 0.0  # it gets no better by waiting
 
     def __init__(
         self,

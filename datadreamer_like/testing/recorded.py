@@ -79,6 +79,8 @@ class Recorded(LLM):
                 f"Recorded takes the path of a cassette, and then the LLM or a function that makes it, not "
                 f"{cassette!r:.100}."
             )
+        if not (make_llm is None or isinstance(make_llm, LLM) or callable(make_llm)):
+            raise ArgumentTypeError(f"make_llm must be an LLM or a function that makes it, not {make_llm!r:.100}.")
         self.path = Path(cassette)
         if record is not None and not isinstance(record, bool):
             raise ArgumentTypeError(f"record must be True, False or None, not {record!r:.100}.")

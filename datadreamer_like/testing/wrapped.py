@@ -36,6 +36,7 @@ class WrappedLLM(LLM):
         self.tool_choices = llm.tool_choices
         self.default_concurrency = llm.default_concurrency
         self.max_context_length = llm.max_context_length
+        self.retry_seconds = llm.retry_seconds
 
     async def end_run(self) -> None:
         """Closes the LLM's connections."""

@@ -14,7 +14,15 @@ from flaky_server import FlakyServer, Reply, completion, prompt_of
 from responses_server import response
 
 from datadreamer_like import DataDreamer
-from datadreamer_like.errors import ArgumentTypeError, BadRequest, DefinitionError, ModelError, OverBudget, StorageError
+from datadreamer_like.errors import (
+    ArgumentTypeError,
+    BadRequest,
+    DefinitionError,
+    MalformedAnswer,
+    ModelError,
+    OverBudget,
+    StorageError,
+)
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.usage import Usage, counting
 from datadreamer_like.models import (
@@ -464,11 +472,34 @@ def test_a_damaged_batch_on_disk_is_an_error_before_anything_is_sent(server: Bat
             model(server, tmp_path).run(prompts(3))
     assert len(server.requests) == requests
     state.write_text(whole.replace('batch_0"', 'batch_7"'))
-    with pytest.raises(ModelError, match="does not have the batch (msg)?batch_7 that an earlier run submitted"):
+    with pytest.raises(ModelError, match="does not have the batch (msg)?batch_7 any more, or not for this key"):
         model(server, tmp_path).run(prompts(3))
     state.write_text(whole)
     assert model(server, tmp_path).run(prompts(3)) == echoes(prompts(3))
     assert len(server.jobs) == 1
+
+
+def test_what_is_no_results_is_fetched_again_and_nothing_is_paid_twice(server: BatchServer, tmp_path: Path) -> None:
+    answered, sent = server.answer, [(200, b"<html>a proxy's page</html>\n")] * LLM.max_tries
+
+    def answer(method: str, path: str, *rest: Any) -> tuple[int, Any]:
+        found = answered(method, path, *rest)
+        return sent.pop() if path.endswith(("/content", "/results")) and sent else found
+
+    server.answer = answer  # type: ignore[method-assign]
+    with pytest.raises(MalformedAnswer, match="batch_0 is something else. The batch is kept"):
+        model(server, tmp_path).run(prompts(3), max_new_tokens=5)
+    sent.append((404, {"error": {"message": "No such file", "type": "not_found_error"}}))
+    with pytest.raises(ModelError, match=r"does not have the results of the batch \S+ any more.*remove .*\.json"):
+        model(server, tmp_path).run(prompts(3), max_new_tokens=5)
+    shown = server.shown
+    if server.kind != "mistral":  # the batch says that it ended, and what it answered is not kept any more
+        server.shown = lambda job: {**shown(job), "results_url": None, "output_file_id": None}  # type: ignore[method-assign]
+        with pytest.raises(ModelError, match=r"does not have the results of the batch"):
+            model(server, tmp_path).run(prompts(3), max_new_tokens=5)
+        server.shown = shown  # type: ignore[method-assign]
+    assert model(server, tmp_path).run(prompts(3), max_new_tokens=5) == echoes(prompts(3))
+    assert (creations(server), set(server.billed.values())) == (1, {1})
 
 
 def test_a_run_closes_the_client_that_it_opened_and_leaves_the_script_s_own(

@@ -5,6 +5,7 @@ import pickle
 import re
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -135,3 +136,15 @@ def test_a_column_is_a_corpus_and_one_that_holds_no_texts_is_refused(tmp_path: P
         with pytest.raises(ArgumentTypeError, match='column "number", holds int64'):
             BM25Retriever(rows.output["number"]).run(["a"])
     assert not issubclass(BM25Retriever, Embedder)
+
+
+def test_texts_without_blanks_are_found_by_their_characters() -> None:
+    texts = ["我喜欢吃苹果", "他喜欢打篮球", "Tokyo 東京タワー", None]
+    found = BM25Retriever(texts).run(["苹果", "東京", "TOKYO", "喜欢"], k=3)
+    assert [each["indices"] for each in found] == [[0], [2], [2], [0, 1]]
+
+
+@pytest.mark.parametrize("returned", [[1, 2], "ab", None])
+def test_a_tokenizer_that_returns_no_list_of_texts_is_named(returned: Any) -> None:
+    with pytest.raises(ArgumentTypeError, match="tokenizer must return a list of words, which are texts; for 'a b'"):
+        BM25Retriever(["a b"], tokenizer=lambda text: returned).run(["a"])

@@ -214,3 +214,8 @@ def test_a_lazy_column_is_a_corpus(tmp_path):
         saved = EmbeddingRetriever([str(n) for n in range(30)], Drawn("drawn")).run(["100", "101"], k=3)
         assert found == saved
         assert retriever.parents == [lazy.step]
+
+
+def test_an_index_type_that_is_no_text_is_refused():
+    with pytest.raises(ArgumentTypeError, match=r"index_type must be a name of FAISS such as .*, not 32"):
+        EmbeddingRetriever(["a"], None, index_type=32)

@@ -406,3 +406,10 @@ def test_weights_are_quantized_while_loading_and_placed_by_a_map(tiny_causal_lm,
     assert fingerprint(small) != fingerprint(plain)
     same = sum(one == other for one, other in zip(small.run(BEGINNINGS, max_new_tokens=6), expected, strict=True))
     assert same >= len(BEGINNINGS) / 2
+
+
+@pytest.mark.parametrize("config", ["{bad", "[]", '{"r": 8}'])
+def test_a_damaged_config_of_an_adapter_is_named(config, tmp_path, tiny_causal_lm):
+    (tmp_path / "adapter_config.json").write_text(config)
+    with pytest.raises(DataError, match=r"adapter_config\.json is not the config of an adapter"):
+        HFTransformers(str(tiny_causal_lm), adapter_name=str(tmp_path))

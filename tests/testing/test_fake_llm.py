@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from pydantic import BaseModel, Field
 
-from datadreamer_like.errors import ArgumentTypeError, BadRequest, DefinitionError
+from datadreamer_like.errors import ArgumentTypeError, BadRequest, DefinitionError, RateLimited, Unavailable
 from datadreamer_like.models import Answer, EmbeddingRetriever, Rejected
 from datadreamer_like.steps import DataSource, Prompt
-from datadreamer_like.testing import FakeEmbedder, FakeLLM, temporary_session
+from datadreamer_like.testing import FakeEmbedder, FakeLLM, Fault, WithFaults, temporary_session
 from datadreamer_like.testing.schema_values import value_for
 
 
@@ -49,6 +49,13 @@ def test_an_answer_may_be_a_value_an_answer_an_error_or_none() -> None:
     assert (answers[1].prompt_tokens, answers[1].completion_tokens) == (7, 8)
     assert isinstance(answers[2].error, BadRequest)
     assert "no answer to 'd'" in str(answers[3].error)
+
+
+def test_an_error_that_passes_costs_no_time() -> None:
+    with pytest.raises(RateLimited, match="each tried 40 times: 429"):
+        FakeLLM(lambda prompt: RateLimited("429")).run(["a"])
+    with pytest.raises(Unavailable, match="each tried 40 times: 503"):
+        WithFaults(FakeLLM(), Fault("unavailable", at=[0], times=None), max_tries=8).run(["a"])
 
 
 def test_tokens_limits_stops_and_log_probabilities_are_those_of_an_engine() -> None:
@@ -179,6 +186,11 @@ def test_a_fake_embedder_finds_what_shares_words() -> None:
     found = EmbeddingRetriever(["a cat sat", "rain fell", "dogs ran"], embedder).run(["the cat"], k=1)
     assert "a cat sat" in json.dumps(found, default=str)
     assert np.array_equal(FakeEmbedder(lambda text: [len(text), 1.0], dims=2).run(["abc"])[0], [3.0, 1.0])
+
+
+def test_a_fake_embedder_finds_characters_of_texts_without_blanks() -> None:
+    asked, near, far = np.array(FakeEmbedder().run(["苹果", "我喜欢吃苹果", "他打篮球"]))
+    assert asked @ near > asked @ far + 0.3
 
 
 def test_a_temporary_session_is_quiet(capfd: pytest.CaptureFixture[str]) -> None:

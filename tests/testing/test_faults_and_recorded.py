@@ -253,6 +253,8 @@ def test_a_file_that_is_no_cassette_is_one_error_with_its_line(content: str | No
 
 
 def test_what_cannot_be_replayed_or_recorded_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ArgumentTypeError, match="make_llm must be an LLM or a function that makes it, not 'gpt-5'"):
+        Recorded(tmp_path / "new.jsonl", "gpt-5")  # type: ignore[arg-type]
     file = tmp_path / "cassette.jsonl"
     with pytest.raises(MissingFile, match="no cassette .* Record it once"):
         Recorded(file, no_llm, record=False)

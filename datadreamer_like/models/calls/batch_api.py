@@ -108,7 +108,7 @@ class BatchAPI(ABC):
 
     @abstractmethod
     def download(self, batch: str, to: BinaryIO) -> None:
-        """Writes the lines of results, in any order, to a file."""
+        """Writes the lines of results, in any order, to a file; raises `UnknownModel` if they are gone."""
 
     @abstractmethod
     def read(self, line: Any) -> LineResult:

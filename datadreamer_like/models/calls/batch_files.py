@@ -106,10 +106,7 @@ class Batch:
 
     def results(self) -> Iterator[Any]:
         """Yields the lines of the results, parsed; those that are not JSON are left out."""
-        with self.results_file.open("rb") as file:
-            for line in file:
-                with contextlib.suppress(ValueError):
-                    yield json.loads(line)
+        yield from parsed_lines(self.results_file)
 
     def first_line(self) -> dict[str, Any]:
         """Returns the first of its lines."""
@@ -126,6 +123,14 @@ class Batch:
     def release(self) -> None:
         """Lets other processes work on it."""
         self.lock.release()
+
+
+def parsed_lines(path: Path) -> Iterator[Any]:
+    """Yields the lines of a file, parsed; those that are not JSON are left out."""
+    with path.open("rb") as file:
+        for line in file:
+            with contextlib.suppress(ValueError):
+                yield json.loads(line)
 
 
 def make_batch(folder: Path, label: str, lines: Iterable[tuple[Row, list[bytes]]]) -> Batch | None:

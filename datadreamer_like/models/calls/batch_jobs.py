@@ -275,7 +275,11 @@ class BatchJobs(Engine[Request, Answer]):
                 "Nothing of it was processed; run again to submit its prompts again."
             )
         elif state.ended:
-            batch.keep_results(partial(self._llm.retry_wrapper, self._download, batch.id))
+            try:
+                batch.keep_results(partial(self._llm.retry_wrapper, self._download, batch.id))
+            except UnknownModel as gone:
+                self._name_lost(batch, gone, "the results of the batch")
+                raise
             if self._budget is not None:
                 self._budget.pay(batch.label, self._rows.cost(batch))
             self._leave(batch)
@@ -286,20 +290,28 @@ class BatchJobs(Engine[Request, Answer]):
         file.seek(0)
         file.truncate()  # what an attempt before has written
         self._api.download(batch_id, file)
+        file.flush()
+        if self._rows.are_no_results(Path(file.name)):
+            raise MalformedAnswer(
+                f"{self._llm.display_name}: what the provider sent as the results of the batch {batch_id} is something "
+                "else. The batch is kept; run again to fetch them again."
+            )
 
     def _is_lost(self, batch: Batch, failure: Exception) -> bool:
         """Returns whether a failed look ends the run."""
         if isinstance(failure, UnknownModel):
-            failure.args = (
-                f"{self._llm.display_name}: the provider does not have the batch {batch.id} that an earlier run "
-                f"submitted: {failure} Use the key of that run; or remove {batch.state_file}, and its prompts are "
-                "submitted again.",
-            )
+            self._name_lost(batch, failure, "the batch")
             return True
         self._lost_looks += 1
         logger.debug("%s: batch %s: %s", self._llm.display_name, batch.id, failure)
         temporary = isinstance(failure, RateLimited | Unavailable | MalformedAnswer)
         return not temporary or self._lost_looks >= _MOST_LOST_LOOKS or not self._llm.retry_on_fail
+
+    def _name_lost(self, batch: Batch, failure: UnknownModel, what: str) -> None:
+        failure.args = (
+            f"{self._llm.display_name}: the provider does not have {what} {batch.id} any more, or not for this key. "
+            f"Use the key that submitted it; or remove {batch.state_file}, and its prompts are submitted again.",
+        )
 
     def _report(self, batch: Batch, state: BatchState) -> None:
         words = f"batch {batch.id} is {state.status}, {state.done:,} of {batch.lines:,} requests done"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, Protocol
 
 from datadreamer_like.errors import (
@@ -21,7 +23,7 @@ from ..llms.answer_text import plain_answer, with_text
 from ..llms.generation import Answer, Generation, Request
 from ..llms.provider_errors import ErrorInAnswer, refused_parameter
 from .batch_api import BatchAPI, LineResult
-from .batch_files import Batch
+from .batch_files import Batch, parsed_lines
 from .budget import Paid
 from .pipeline import Job, Recorder
 
@@ -166,6 +168,19 @@ class BatchRows:
                 f"{len(batch.rows):,} prompts have no answer, the others are kept. Run again to submit these again."
             )
 
+    def are_no_results(self, path: Path) -> bool:
+        """Returns whether a file has lines, and none of them is a result."""
+        if next(self._read(parsed_lines(path)), None) is not None:
+            return False
+        with path.open("rb") as file:
+            return any(line.strip() for line in file)
+
+    def _read(self, lines: Iterable[Any]) -> Iterator[LineResult]:
+        """Yields the results in lines; others are left out."""
+        for line in lines:
+            with suppress(TypeError, KeyError, AttributeError, ValueError):
+                yield self._api.read(line)
+
     def _rows_of(self, batch: Batch) -> Iterator[tuple[bytes, list[LineResult]]]:
         """Yields the results of each row; of fewer lines than it has where some are missing."""
 
@@ -174,11 +189,7 @@ class BatchRows:
 
         found: dict[bytes, dict[int, LineResult]] = {}
         left = dict.fromkeys(batch.rows)
-        for line in batch.results():
-            try:
-                result = self._api.read(line)
-            except (TypeError, KeyError, AttributeError, ValueError):
-                continue
+        for result in self._read(batch.results()):
             key, index = batch.place_of(result.custom_id) or (b"", 0)
             if key in left:
                 of_row = found.setdefault(key, {})

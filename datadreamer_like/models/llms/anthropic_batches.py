@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
+from datadreamer_like.errors import UnknownModel
+
 from ..calls.batch_api import BatchAPI, BatchLimits, BatchState, LineResult, Once, RefusedLine
 from .generation import Answer, Request, Sampling
 
@@ -97,7 +99,10 @@ class AnthropicBatches(BatchAPI):
 
     def download(self, batch: str, to: BinaryIO) -> None:
         """Writes the lines of results."""
-        with self._llm.client.messages.batches.with_streaming_response.results(batch) as response:
+        batches = self._llm.client.messages.batches
+        if batches.retrieve(batch).results_url is None:
+            raise UnknownModel(f"The results of the batch {batch} are archived.")
+        with batches.with_streaming_response.results(batch) as response:
             for part in response.iter_bytes():
                 to.write(part)
 

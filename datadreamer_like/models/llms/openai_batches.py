@@ -12,6 +12,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, BinaryIO, Protocol
 
+from datadreamer_like.errors import UnknownModel
+
 from ..calls.batch_api import BatchAPI, BatchLimits, BatchState, LineResult, Once, RefusedLine
 from .generation import Answer, Request, Sampling
 from .provider_errors import ErrorInAnswer
@@ -174,6 +176,8 @@ class OpenAIBatches(FileBatches):
     def result_files(self, batch: str) -> list[str | None]:
         """Returns the ids of the files with answers and with errors."""
         found = self._llm.client.batches.retrieve(batch)
+        if found.output_file_id is None and found.request_counts and found.request_counts.completed:
+            raise UnknownModel(f"The batch {batch} has no file of answers any more.")
         return [found.output_file_id, found.error_file_id]
 
 
@@ -219,7 +223,7 @@ class MistralBatches(FileBatches):
         job = self._job(batch)
         status = str(job["status"])
         failure = ""
-        if status == "FAILED" and not job.get("output_file"):
+        if status == "FAILED" and not (job.get("output_file") or job.get("error_file")):
             said = [str(error.get("message") or "") for error in job.get("errors") or ()]
             failure = "; ".join(filter(None, said)) or "no reason is given"
         return BatchState(

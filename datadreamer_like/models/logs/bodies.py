@@ -39,7 +39,9 @@ def call_of(request: Body, response: object, error: object = None, *, priced: bo
     if asked is None:
         raise ValueError("the request has no messages")
     options = options_of(request)
-    reader = _anthropic_answer if of_anthropic else _responses_answer if "output" in body else _chat_answer
+    if asked is request.get("prompt"):
+        options["text_completion"] = True  # what follows a text is no answer of a chat
+    reader = _anthropic_answer if of_anthropic else responses_answer if "output" in body else _chat_answer
     if error or not any(name in body for name in ("choices", "content", "output")):
         answer = failed(error, "there is no response")
     else:
@@ -106,7 +108,8 @@ def _chat_answer(body: Body, options: Mapping[str, Any]) -> Answer:
     return chat_answer(choices, body.get("usage") or {}, options)
 
 
-def _responses_answer(body: Body, options: Mapping[str, Any]) -> Answer:
+def responses_answer(body: Body, options: Mapping[str, Any]) -> Answer:
+    """Returns the answer in a response of the Responses API, whose `output` is a list of items."""
     items = [item for item in body["output"] if isinstance(item, Mapping)]
     parts = [part for item in items if item.get("type") == "message" for part in item.get("content") or ()]
     thoughts = [
@@ -118,6 +121,8 @@ def _responses_answer(body: Body, options: Mapping[str, Any]) -> Answer:
     status = body.get("status") or "completed"
     if status == "incomplete":
         status = (body.get("incomplete_details") or {}).get("reason")
+    elif status != "completed":
+        return failed(f"the response is {status}")
     reason = _FINISH_REASONS.get(str(status), status)
     reasoning = "\n\n".join(thoughts) or None
     calls = [call for item in items if _is_call(item) for call in calls_in(item)]

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from datadreamer_like.storage.answers import AnswerStore
 
 from ..llms.answer_text import AnswerText, answer_of, answer_text
-from .bodies import body_in, call_of, chat_answer
+from .bodies import body_in, call_of, chat_answer, responses_answer
 from .logged_call import (
     LoggedCall,
     between,
@@ -116,6 +118,8 @@ def _litellm(record: Record, requests: AnswerStore) -> Read:
     response, _ = body_in(payload.get("response"))
     error = payload.get("error_str") if payload.get("status") == "failure" or not response else None
     call = call_of({**request, "model": names[0] if names else None}, response, error, priced=False)
+    if kind == "text_completion":
+        call.options["text_completion"] = True
     answer = call.answer
     answer.prompt_tokens = answer.prompt_tokens or count_of(payload.get("prompt_tokens"))
     answer.completion_tokens = answer.completion_tokens or count_of(payload.get("completion_tokens"))
@@ -167,6 +171,10 @@ def _langfuse(record: Record, requests: AnswerStore) -> Read:
         answer = failed(found.get("statusmessage"), "there is no output")
     elif isinstance(output, Mapping) and isinstance(output.get("choices"), list):
         answer = chat_answer(output["choices"], tokens, options)
+    elif _is_each(output, "type") and {each["type"] for each in output} & {"message", "function_call"}:
+        answer = responses_answer({"output": output, "usage": tokens}, options)
+    elif _is_each(output, "role"):
+        answer = chat_answer([{"message": each} for each in output], tokens, options)
     else:
         message = output if isinstance(output, Mapping) else {"content": output}
         answer = chat_answer([{"message": message}], tokens, options)
@@ -180,6 +188,11 @@ def _langfuse(record: Record, requests: AnswerStore) -> Read:
     start, end = found.get("starttime"), found.get("endtime")
     model = found.get("model") or found.get("providedmodelname")
     yield LoggedCall("Langfuse", model, plain_messages(messages), options, answer, time_of(start), between(start, end))
+
+
+def _is_each(value: object, name: str) -> bool:
+    """Whether a value is a list of objects that all have a field."""
+    return isinstance(value, list) and bool(value) and all(isinstance(each, Mapping) and name in each for each in value)
 
 
 def _unpacked(value: object) -> Any:
@@ -202,26 +215,31 @@ def _numbers(parameters: Record) -> dict[str, Any]:
                 number = float(value)
                 value = int(number) if number.is_integer() and "." not in value else number
             except ValueError:
-                value = None if value in ("inf", "Infinity", "null", "None") else value
-        found[name] = value
+                value = None if value in ("null", "None") else value
+        found[name] = None if isinstance(value, float) and math.isinf(value) else value
     return found
 
 
 # distilabel: rows of its datasets and of its cached batches, with what its tasks keep of their LLM
 
 
+_OF_TASK = re.compile("raw_input_|raw_output_|statistics_")
+
+
 def _is_distilabel(record: Record) -> bool:
     return "distilabel_metadata" in record or {"seq_no", "step_name", "data"} <= record.keys()
 
 
-def _distilabel(record: Record, requests: AnswerStore) -> Read:
+def _distilabel(record: Record, requests: AnswerStore, step: object = None) -> Read:
     if "distilabel_metadata" not in record:
         for row in [row for part in record["data"] for row in part]:
             if isinstance(row, Mapping) and "distilabel_metadata" in row:
-                yield from _distilabel(row, requests)
+                yield from _distilabel(row, requests, record.get("step_name"))
         return
     kept = _unpacked(record["distilabel_metadata"])
     tasks = [name.removeprefix("raw_input_") for name in kept or () if name.startswith("raw_input_")]
+    # The column with the model's name is that of the last task.
+    several = len({_OF_TASK.sub("", name) for name in kept or () if _OF_TASK.match(name)}) > 1
     if not tasks:
         yield "distilabel's rows without the inputs of their LLM (add_raw_input=False)"
     for task in tasks:
@@ -240,7 +258,8 @@ def _distilabel(record: Record, requests: AnswerStore) -> Read:
             if isinstance(output, str)
             else failed(None, "there is no output")
         )
-        yield LoggedCall("distilabel", record.get("model_name"), plain_messages(messages), {}, answer)
+        model = None if several and task != step else record.get("model_name")
+        yield LoggedCall("distilabel", model, plain_messages(messages), {}, answer)
 
 
 # Pairs of a request and its response, as a proxy or a few lines around a client write them

@@ -183,7 +183,8 @@ def plain_messages(messages: object, system: object = None) -> list[dict[str, An
         role = str(message.get("role", "user"))
         plain = {"role": "system" if role == "developer" else role}
         plain["content"] = _content(message["parts"] if "parts" in message else message.get("content"))
-        found.append(plain | {name: message[name] for name in ("tool_calls", "tool_call_id") if message.get(name)})
+        more = ("tool_calls", "tool_call_id", *(("name",) if role != "tool" else ()))
+        found.append(plain | {name: message[name] for name in more if message.get(name)})
     return found
 
 

@@ -213,7 +213,7 @@ class PaidAnswers:
 
 def _lacks_text(answer: Answer) -> bool:
     calls = answer.tool_calls or [() for _ in answer.texts]
-    return any(text is None and not own for text, own in zip(answer.texts, calls, strict=True))
+    return any(not text and not own for text, own in zip(answer.texts, calls, strict=True))
 
 
 def _digest(value: object, start: bytes = b"") -> bytes:

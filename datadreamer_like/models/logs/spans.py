@@ -21,7 +21,16 @@ Span = Mapping[str, Any]
 
 _PREFIX = "gen_ai."
 _REQUEST = "gen_ai.request."
-_NUMBERED = re.compile(r"gen_ai\.(prompt|completion)\.(\d+)\.(role|content|finish_reason)")
+_NUMBERED = re.compile(
+    r"gen_ai\.(prompt|completion)\.(\d+)\."
+    r"(role|content|finish_reason|tool_call_id|tool_calls\.(\d+)\.(id|name|arguments))"
+)
+_FUNCTION = re.compile(r"(?:llm|gen_ai)\.request\.functions\.(\d+)\.(name|description|parameters|input_schema)")
+# Options that OpenLLMetry has outside of gen_ai.request.
+_OPTION = re.compile(
+    r"(?:llm|gen_ai)\.(?:request\.|chat\.)?"
+    r"(stop_sequences|frequency_penalty|presence_penalty|repetition_penalty|top_k|top_p|temperature|max_tokens|seed)"
+)
 _CHATS = {None, "chat", "text_completion", "generate_content", "completion"}
 
 
@@ -63,7 +72,13 @@ def _call(span: Span, found: dict[str, Any]) -> LoggedCall | str:
         for name, value in found.items()
         if name.startswith(_REQUEST) and name not in ("gen_ai.request.model", "gen_ai.request.encoding_formats")
     }
-    options = options_of({**parameters, "tools": found.get("gen_ai.tool.definitions")})
+    parameters = {name: value for name, value in parameters.items() if not name.startswith("functions.")}
+    parameters |= {match[1]: value for name, value in found.items() if (match := _OPTION.fullmatch(name))}
+    if found.get("gen_ai.output.type") == "json":
+        parameters.setdefault("response_format", {"type": "json_object"})
+    options = options_of({**parameters, "tools": found.get("gen_ai.tool.definitions") or _functions(found)})
+    if found.get("gen_ai.operation.name", found.get("llm.request.type")) in ("text_completion", "completion"):
+        options["text_completion"] = True
     usage = {
         "prompt_tokens": count_of(found.get("gen_ai.usage.input_tokens"), found.get("gen_ai.usage.prompt_tokens")),
         "completion_tokens": count_of(
@@ -101,7 +116,16 @@ def _messages(span: Span, found: dict[str, Any]) -> tuple[list[Any], list[Any]]:
     numbered: dict[str, dict[int, dict[str, Any]]] = {"prompt": {}, "completion": {}}
     for name, value in found.items():
         if match := _NUMBERED.fullmatch(name):
-            numbered[match[1]].setdefault(int(match[2]), {})[match[3]] = value
+            message = numbered[match[1]].setdefault(int(match[2]), {})
+            if match[4]:
+                message.setdefault("tool_calls", {}).setdefault(int(match[4]), {})[match[5]] = value
+            else:
+                message[match[3]] = value
+    for message in [each for part in numbered.values() for each in part.values() if "tool_calls" in each]:
+        message["tool_calls"] = [
+            {"id": call.get("id"), "type": "function", "function": call}
+            for _, call in sorted(message["tool_calls"].items())
+        ]
     asked, said = ([each for _, each in sorted(part.items())] for part in numbered.values())
     for event in span.get("events") or ():
         kind, inside = event.get("name"), _attributes(event.get("attributes") or {})
@@ -118,6 +142,18 @@ def _messages(span: Span, found: dict[str, Any]) -> tuple[list[Any], list[Any]]:
         elif kind in ("gen_ai.system.message", "gen_ai.user.message", "gen_ai.assistant.message"):
             asked.append({"role": kind.split(".")[1], **inside})
     return asked, said
+
+
+def _functions(found: dict[str, Any]) -> list[dict[str, Any]] | None:
+    """Returns the tools in OpenLLMetry's numbered attributes; None if there are none."""
+    tools: dict[int, dict[str, Any]] = {}
+    for name, value in found.items():
+        if match := _FUNCTION.fullmatch(name):
+            if match[2] in ("parameters", "input_schema") and isinstance(value, str):
+                with suppress(ValueError, RecursionError):
+                    value = json.loads(value)
+            tools.setdefault(int(match[1]), {})["parameters" if match[2] == "input_schema" else match[2]] = value
+    return [{"type": "function", "function": tool} for _, tool in sorted(tools.items())] or None
 
 
 def _listed(value: object) -> list[Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -13,10 +12,9 @@ import numpy as np
 from datadreamer_like.errors import ArgumentTypeError, BadRequest, EmptyDataset, ModelError, check_number, require_extra
 
 from ..task_models.task_model import TextRun
+from ..words import words_of
 from .indexed_retriever import IndexedRetriever
 from .retriever import Corpus, Found
-
-_WORD = re.compile(r"\w+")
 
 
 class BM25Retriever(IndexedRetriever):
@@ -31,13 +29,13 @@ class BM25Retriever(IndexedRetriever):
         texts: The corpus: a column of a step, or a list of texts. A missing text counts as one without words.
         k1: How slowly a word's repetitions stop counting, at least 0.
         b: How much a text's length counts against it, from 0 to 1.
-        tokenizer: Returns the words of a text; for stems, stop words, or languages without blanks. None: the runs of
-            letters, digits and underscores, in lower case.
+        tokenizer: Returns the words of a text, a list of texts; for stems, stop words, or Thai, Lao and Khmer. None:
+            the runs of letters, digits and underscores, in lower case, and each Chinese or Japanese character.
         cache_folder_path: Folder of the index outside a session.
 
     Raises:
         EmptyDataset, MissingExtra: No text of the corpus has a word; bm25s is not installed.
-        ArgumentTypeError, DefinitionError: `k1`, `b` or `tokenizer` is not one.
+        ArgumentTypeError, DefinitionError: `k1`, `b` or `tokenizer` is not one, or `tokenizer` returns other things.
 
     References:
         Robertson and Zaragoza 2009, "The Probabilistic Relevance Framework: BM25 and Beyond"; Lù 2024,
@@ -73,11 +71,20 @@ class BM25Retriever(IndexedRetriever):
 
     def index_identity(self) -> dict[str, Any]:
         """Returns the corpus and all options, which determine the index."""
-        return {"texts": self.texts, "k1": float(self.k1), "b": float(self.b), "tokenizer": self.tokenizer}
+        words = "with characters" if self.tokenizer is None else self.tokenizer
+        return {"texts": self.texts, "k1": float(self.k1), "b": float(self.b), "tokenizer": words}
 
     def words(self, text: str) -> list[str]:
         """Returns the words of a text or query."""
-        return _WORD.findall(text.lower()) if self.tokenizer is None else list(self.tokenizer(text))
+        if self.tokenizer is None:
+            return words_of(text.lower())
+        said: Any = self.tokenizer(text)
+        words = list(said) if isinstance(said, Iterable) and not isinstance(said, str) else None
+        if words is None or not all(isinstance(word, str) for word in words):
+            raise ArgumentTypeError(
+                f"tokenizer must return a list of words, which are texts; for {text!r:.100} it returned {said!r:.100}."
+            )
+        return words
 
     def search(self, queries: Iterable[Any], k: int, run: TextRun) -> Iterator[Found | ModelError]:
         """Yields positions and scores of up to `k` texts that have a word of each query."""

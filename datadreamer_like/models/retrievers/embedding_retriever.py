@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any, Self, cast
 
 import numpy as np
 
-from datadreamer_like.errors import DataError, DefinitionError, EmptyDataset, ModelError, StorageError, require_extra
+from datadreamer_like.errors import (
+    ArgumentTypeError,
+    DataError,
+    DefinitionError,
+    EmptyDataset,
+    ModelError,
+    StorageError,
+    require_extra,
+)
 
 from ..embedders.embedder import Embedder
 from ..task_models.task_model import TextRun
@@ -53,6 +61,7 @@ class EmbeddingRetriever(IndexedRetriever):
 
     Raises:
         EmptyDataset, MissingExtra: The corpus has no texts; FAISS is not installed.
+        ArgumentTypeError: `index_type` is not a text.
         DefinitionError: `index_type` or one of `kwargs` is unknown to FAISS, or there are fewer texts than cells.
         DataError: A vector is not finite, or has another length than those of the index.
 
@@ -80,6 +89,8 @@ class EmbeddingRetriever(IndexedRetriever):
     ) -> None:
         super().__init__(texts, cache_folder_path)
         require_extra("embed", "faiss", what="EmbeddingRetriever")
+        if index_type is not None and not isinstance(index_type, str):
+            raise ArgumentTypeError(f'index_type must be a name of FAISS such as "HNSW32", not {index_type!r:.100}.')
         self.embedder = self._source = embedder
         self.truncate = truncate
         self.index_type = index_type

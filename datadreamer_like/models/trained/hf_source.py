@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import re
 import warnings
@@ -136,13 +137,22 @@ def adapter_source(adapter: Any) -> HFSource:
 
     Raises:
         UnknownModel: The folder holds a model, or nothing.
+        DataError: Its adapter_config.json is damaged.
         ArgumentTypeError: It is none of these.
     """
     named = adapter if isinstance(adapter, str | os.PathLike) else getattr(adapter, "path", None)
     if named is not None and (folder := Path(named).expanduser()).is_dir():
         # A trainer saves its adapter next to the model that it is merged into.
         for place in (folder, folder.parent / ADAPTER_FOLDER, folder / ADAPTER_FOLDER):
-            if (place / "adapter_config.json").is_file():
+            if (config := place / "adapter_config.json").is_file():
+                try:
+                    known = "peft_type" in json.loads(config.read_text(encoding="utf-8"))
+                except (ValueError, TypeError):
+                    known = False
+                if not known:
+                    raise DataError(
+                        f"{config} is not the config of an adapter of peft. Restore it, or save the adapter again."
+                    )
                 return HFSource(str(place.absolute()))
         raise UnknownModel(
             f"{folder} holds no adapter (it has no adapter_config.json). Give the folder of one, or a trainer with a "

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from datadreamer_like.errors import DefinitionError, check_number, require_extra
-from datadreamer_like.evaluation.words import words_of
 from datadreamer_like.graph.origin import From, Traced
 from datadreamer_like.models.embedders.embedder import Embedder
 from datadreamer_like.models.llms.llm import LLM
+from datadreamer_like.models.words import words_of
 
 from ..base.columns import check_texts, columns_together
 from ..base.lazy_rows import LazyRowBatches

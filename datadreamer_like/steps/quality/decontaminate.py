@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 
 from datadreamer_like.errors import DataError, EmptyDataset, check_number
-from datadreamer_like.evaluation.words import words_of
 from datadreamer_like.graph.rows import Table
+from datadreamer_like.models.words import words_of
 
 from ..base.columns import whole
 from ..operations.transforms import table_of

@@ -7,8 +7,8 @@ from collections.abc import Callable, Set
 from typing import Any, NamedTuple
 
 from datadreamer_like.errors import DefinitionError, check_number, did_you_mean, require_extra
-from datadreamer_like.evaluation.words import words_of
 from datadreamer_like.graph.rows import Table
+from datadreamer_like.models.words import words_of
 
 from ..base.step import Step
 from .normal_form import normalized

@@ -16,7 +16,7 @@ from datadreamer_like.errors import (
     did_you_mean,
     require_extra,
 )
-from datadreamer_like.evaluation.words import words_of
+from datadreamer_like.models.words import words_of
 
 PII = ("email", "phone", "credit_card", "iban", "ssn", "ip", "mac", "postcode", "passport", "dob", "other")
 """What `NoPII` can find."""

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from datadreamer_like import DataDreamer
 from datadreamer_like.evaluation import distinct_n, rouge_l
-from datadreamer_like.evaluation.words import words_of
+from datadreamer_like.models.words import words_of
 from datadreamer_like.steps import Chunk, DataSource, Decontaminate, DeduplicateByMinHash, LengthBetween
 
 CHINESE = "今天天气很好我们一起去公园散步吧"
