@@ -37,9 +37,9 @@ class Calibrate(HeldOutStage):
     ensemble, the model gives its calibrated probabilities. The temperature is saved next to the weights of this model
     only: after pruning, quantization or further training it is fitted again.
 
-    A temperature is at least 0.01 and at most 100. One that is at a limit says that the rows do not determine it, as
-    when all are right, all are wrong, or there is one: it is warned of, since the probabilities are then almost all 0 and
-    1, or almost equal.
+    A temperature is at least 0.01 and at most 100. One at a limit says that the rows do not determine it, as when all
+    are right, all are wrong, or there is one: it is warned of, since the probabilities are then almost all 0 and 1, or
+    almost equal.
 
     Args:
         model: The classifier: a trainer, a stage, a `TrainedModel`, a folder, or an id on the Hub. It is not changed.
@@ -125,9 +125,9 @@ class Calibrate(HeldOutStage):
         effects = [_EFFECTS[limit] for limit in (LEAST, MOST) if limit in found]
         self.card.facts["Temperature"] += " (at a limit of the search)"
         logger.warning(
-            "%s: the temperature%s is at a limit of the search, %s: the rows do not determine it (the model is right in "
-            "%s of %s). Its probabilities are now %s, and wrong for later rows. Pass more held-out rows, of which it gets "
-            "some right and some wrong, or use the model without this stage.",
+            "%s: the temperature%s is at a limit of the search, %s: the rows do not determine it (the model is right "
+            "in %s of %s). Its probabilities are now %s, and wrong for later rows. Pass more held-out rows, of which "
+            "it gets some right and some wrong, or use the model without this stage.",
             self.name, of, " or ".join(f"{limit:g}" for limit in sorted(found)), f"{right:,}", f"{count:,}",
             " or ".join(effects),
         )  # fmt: skip
