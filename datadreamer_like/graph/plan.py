@@ -31,7 +31,7 @@ class Forecast:
         most_cost: US dollars if every request costs its worst case, retries and follow-ups left out; None if unknown.
         seconds: Time expected, from an earlier result; None if unknown.
         unknown: Why something of it is unknown; "" if all is known.
-        over: The budget that the worst case would pass; "" if none.
+        over: The budget that the worst case, with those of earlier nodes of the plan, would pass; "" if none.
         shared: Prompts that an earlier node of the plan asks, so that they are not sent again.
     """
 
@@ -139,6 +139,7 @@ class Plan:
     ends_at: str = ""
     _waiting: dict[str, str] = field(default_factory=dict, repr=False)  # kinds by name
     _asked: dict[str, set[bytes]] = field(default_factory=dict, repr=False)  # keys by the file of their answers
+    _planned: dict[tuple[str, str | None], float] = field(default_factory=dict, repr=False)  # US dollars by budget
 
     @property
     def requests(self) -> int | None:
@@ -191,6 +192,12 @@ class Plan:
         before = len(asked)
         asked.add(key)
         return len(asked) > before
+
+    def spend(self, budget: tuple[str, str | None], most: float) -> float:
+        """Notes the US dollars of a node's worst case under a budget; returns those of earlier nodes."""
+        before = self._planned.get(budget, 0.0)
+        self._planned[budget] = before + most
+        return before
 
     def add(self, node: Plannable, found: Kept | None, damage: str | None) -> bool:
         """Adds a node, given its result, if any, and the damage that it has; returns whether the result is used."""

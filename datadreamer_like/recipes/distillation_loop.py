@@ -27,6 +27,7 @@ from .parts import (
     check_pair,
     check_recipe,
     draws,
+    held_out_texts,
     labelled,
     make_trainer,
     renamed,
@@ -155,7 +156,7 @@ class DistillationLoop:
         if test_input is not None or test_output is not None:
             self.test = check_pair(name, {"test_input": test_input, "test_output": test_output})
         self._check(by)
-        self._held_out = [text for text in validation_input if isinstance(text, str)]  # never asked about
+        self._held_out = held_out_texts(validation_input)  # never asked about
         first = _Arm(name, by)
         self._run_round(first)
         arms = [first, *([first.copy(f"{name}, random", "random")] if control else [])]

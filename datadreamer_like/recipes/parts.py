@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from datadreamer_like.errors import ArgumentTypeError, DefinitionError, SessionError, did_you_mean
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError, EmptyDataset, SessionError, did_you_mean
 from datadreamer_like.evaluation.columns import check_column, check_lengths
 from datadreamer_like.evaluation.labels import class_names, label_name
 from datadreamer_like.graph import current_session
@@ -19,6 +20,8 @@ from datadreamer_like.steps.base.model_step import check_options as check_model_
 from datadreamer_like.trainers import Trainer
 from datadreamer_like.trainers.training.hf import HFTrainer
 from datadreamer_like.trainers.training.options import Training
+
+logger = logging.getLogger("datadreamer_like")
 
 MakeTrainer: TypeAlias = Callable[..., Trainer]
 """Makes an untrained trainer of a name: `partial(TrainHFClassifier, model_name=...)`, or a function of the name."""
@@ -96,6 +99,31 @@ def draws(trainer: Any) -> bool:
     """Whether the trainer has a seed."""
     parameters = inspect.signature(trainer.train).parameters
     return "seed" in parameters or any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values())
+
+
+def held_out_texts(texts: Iterable[object]) -> list[str]:
+    """Returns the texts of validation rows, which no round of a recipe labels or learns from; missing ones are none."""
+    return [text for text in texts if isinstance(text, str)]
+
+
+def without_held_out(name: str, pool: Column, held_out: Iterable[object]) -> Column:
+    """Returns a recipe's pool without the texts of its validation rows, whose number is warned of.
+
+    Raises:
+        EmptyDataset: No text is left.
+    """
+    texts = frozenset(held_out_texts(held_out))
+    found = [isinstance(text, str) and text in texts for text in pool]
+    if not any(found):
+        return pool
+    if all(found):
+        raise EmptyDataset(f'"{name}": all texts of the pool are also validation rows. Pass others.')
+    logger.warning(
+        "%s: %s of the %s rows of the pool have the text of a validation row. They are left out: the metrics would be "
+        "those of rows that the model has learned.", name, f"{sum(found):,}", f"{len(found):,}",
+    )  # fmt: skip
+    left: Any = renamed(pool, "text").filter(lambda row: row["text"] not in texts)
+    return check_column(left.output["text"], "pool")
 
 
 def with_seed(trainer: Any, options: Mapping[str, Any], number: int) -> dict[str, Any]:

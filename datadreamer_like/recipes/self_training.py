@@ -12,7 +12,17 @@ from datadreamer_like.report import Table, TableColumn
 from datadreamer_like.stages import Calibrate
 from datadreamer_like.steps import Predict, Step, concat
 
-from .parts import VALIDATION, MakeTrainer, check_options, check_pair, check_recipe, labelled, make_trainer, named
+from .parts import (
+    VALIDATION,
+    MakeTrainer,
+    check_options,
+    check_pair,
+    check_recipe,
+    labelled,
+    make_trainer,
+    named,
+    without_held_out,
+)
 
 logger = logging.getLogger("datadreamer_like")
 
@@ -37,7 +47,7 @@ class SelfTraining:
         name: Prefix of the names of all steps, trainers and stages, which are cached nodes.
         trainer: Makes an untrained trainer of a name: `partial(TrainHFClassifier, model_name=...)`.
         train_input, train_output: Columns of the texts and labels of the seed, one label per row.
-        unlabelled: Column of texts without labels.
+        unlabelled: Column of texts without labels; those of validation rows are left out.
         validation_input, validation_output: Columns of held-out texts and labels.
         threshold: Probability from which a label counts, above 0 and at most 1.
         rounds: Maximum number of rounds after the first student.
@@ -103,6 +113,7 @@ class SelfTraining:
             )
         first = make_trainer(trainer, f"{name}, student 0")
         check_options(self, first, options, ("train_input", "train_output"))
+        unlabelled = without_held_out(name, unlabelled, validation_input)
         seed = named(labelled(train_input, train_output), train["train_output"], "train_output")
         seed = seed.save(name=f"{name}, seed")
         known: dict[int, str] = {}
@@ -113,6 +124,12 @@ class SelfTraining:
                 raise MethodMisfit(f'"{name}": {model.name} is a multi-label classifier. Give each row one label.')
             if calibrate:
                 model = Calibrate(f"{name}, calibrated {number}", model, validation_input, validation_output)
+                if model.at_limit:
+                    logger.warning(
+                        "%s: the validation rows do not determine the temperature of %s, so a threshold of %g on its "
+                        "probabilities says little: it is %g. Pass more validation rows, or calibrate=False.",
+                        name, self.students[-1].name, threshold, model.temperature,
+                    )  # fmt: skip
             said = Predict(f"{name}, labels {number}", inputs={"texts": unlabelled}, args={"model": model})
             found = {
                 row: label

@@ -58,6 +58,8 @@ class HeldOutRows:
 class HeldOutStage(Stage, ModelNode):
     """Base of stages that copy a classifier, and fit on held-out rows what is saved next to its weights.
 
+    An export that was loaded with `runtime="onnx"` is copied and run there, and so is the result.
+
     Texts that the model was trained on in this session are warned of: a column each time, and single texts, wherever
     else they are from, when the stage runs.
 
@@ -85,7 +87,7 @@ class HeldOutStage(Stage, ModelNode):
     ) -> None:
         super().__init__(name, force=force, progress_interval=progress_interval)
         self.source = model_argument(model, f'"{self.name}": model', device)
-        self.device, self.dtype = self.source.device, self.source.dtype
+        self.device, self.dtype, self.runtime = self.source.device, self.source.dtype, self.source.runtime
         self.inputs = check_column(inputs, f'"{self.name}": inputs')
         self.labels = check_column(labels, f'"{self.name}": labels')
         check_lengths(self._columns)
@@ -155,7 +157,7 @@ class HeldOutStage(Stage, ModelNode):
                 shutil.copytree(self.source.path, folder)  # with the card, which its weights are checked against
             else:
                 TrainedModel.save(self.source.model, self.source.tokenizer, folder)
-            copied = TrainedModel(folder, device=self.device, dtype=self.dtype)
+            copied = TrainedModel(folder, device=self.device, dtype=self.dtype, runtime=self.runtime)
             before = copied.confidence
             with loaded(copied):
                 rows = self._run(copied)

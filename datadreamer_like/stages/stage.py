@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from datadreamer_like.errors import SessionError
 from datadreamer_like.graph import Node, current_session
+from datadreamer_like.models.exports.report import check_runtime
 from datadreamer_like.models.trained.ensemble_model import EnsembleModel
 from datadreamer_like.models.trained.model_node import as_trained_model
 from datadreamer_like.models.trained.trained_model import TrainedModel
@@ -45,6 +46,7 @@ def model_argument(value: object, what: str, device: object = None) -> TrainedMo
     trained = as_trained_model(value, what)
     if device is None or str(device) == str(trained.device):
         return trained
+    check_runtime(trained.runtime, device)
     if isinstance(trained, EnsembleModel):
         members = [model_argument(member, what, device) for member in trained.members]
         return EnsembleModel(members, trained.weights, name=trained.path)

@@ -37,8 +37,9 @@ from datadreamer_like.models import Exported, LlamaCPP, TrainedModel
 from datadreamer_like.models.exports.logits import distance, logits_for_texts
 from datadreamer_like.models.exports.write import export_formats
 from datadreamer_like.models.llms.gguf import read_gguf_header
+from datadreamer_like.models.trained.confidence import Confidence, Threshold
 from datadreamer_like.models.trained.embedder_files import copy_modules
-from datadreamer_like.stages import Calibrate, Quantize
+from datadreamer_like.stages import Abstain, Calibrate, Quantize
 from datadreamer_like.steps import DataSource
 
 TEXTS = ["a small cat sat", "dogs run in the park, quickly", "the quick brown fox", "numbers: 3.14 and 12"] * 3
@@ -208,6 +209,82 @@ def test_a_classifier_on_onnx_runtime_predicts_as_in_torch(classifier, graphs):
     assert student.num_parameters == classifier.num_parameters
     assert len(student.predict([])) == 0
     assert fingerprint(student) != fingerprint(classifier)
+
+
+@pytest.fixture(scope="module")
+def fitted(classifier: TrainedModel, tmp_path_factory: pytest.TempPathFactory) -> TrainedModel:
+    """The classifier with a temperature and a threshold."""
+    folder = Path(shutil.copytree(classifier.path, tmp_path_factory.mktemp("fitted") / "model"))
+    Confidence(2.5, Threshold(0.01, 0.1, 0.9, rows=100, answered=60, errors=1)).write(folder)
+    return TrainedModel(folder)
+
+
+def test_what_was_fitted_on_a_classifier_ships_with_a_graph_of_the_same_weights(fitted, tmp_path, caplog):
+    folder = fitted.export("onnx", to=tmp_path / "graph", texts=TEXTS)
+    assert "threshold" not in caplog.text
+    student = TrainedModel.load(folder, runtime="onnx")
+    np.testing.assert_allclose(student.predict(TEXTS).probabilities, fitted.predict(TEXTS).probabilities, atol=1e-5)
+    assert student.confidence == fitted.confidence
+    assert student.predict_or_abstain(TEXTS).labels == fitted.predict_or_abstain(TEXTS).labels
+    # In bfloat16 the logits are near those of the graph, but on one side of a threshold or the other.
+    assert fitted.confidence.exported(None, torch.bfloat16) == Confidence(temperature=2.5)
+    assert fitted.confidence.exported("float32", torch.float32) == Confidence(temperature=2.5)
+
+
+@pytest.mark.parametrize(("name", "options"), [("onnx", {"precision": "int8"}), ("compressed-tensors", {})])
+def test_what_was_fitted_is_left_out_of_exports_with_other_numbers_and_warned_of_once(
+    name, options, fitted, tmp_path, caplog
+):
+    folder = fitted.export(name, to=tmp_path / "export", texts=TEXTS, **options)
+    student = TrainedModel.load(folder, runtime="onnx" if name == "onnx" else "torch")
+    assert student.confidence == Confidence()
+    (record,) = [each for each in caplog.records if each.name == "datadreamer_like"]
+    load = f"TrainedModel.load({str(folder)!r}" + (', runtime="onnx")' if name == "onnx" else ")")
+    for part in (f'"{name}" export', "no temperature and threshold", load):
+        assert part in record.getMessage()
+
+
+def test_a_threshold_and_a_temperature_are_fitted_on_the_graph_that_ships(graphs, tmp_path):
+    graph = TrainedModel.load(graphs["int4"], runtime="onnx")  # whose logits do not depend on the batch
+    said = graph.predict(TEXTS)
+    other = {"a": "b", "b": "c", "c": "a"}
+    labels = [other[said.labels[0]], *said.labels[1:]]
+    made = []
+    for run in range(2):
+        with DataDreamer(tmp_path / "session", verbose=False):
+            columns = DataSource("Rows", data={"text": TEXTS, "label": labels}).output
+            calibrated = Calibrate("Calibrated", graph, columns["text"], columns["label"])
+            found = calibrated.predict(TEXTS)
+            least = TEXTS[int(found.probabilities.max(1).argmin())]  # the model is wrong in the least certain text
+            given = [other[label] if text == least else label for text, label in zip(TEXTS, found.labels, strict=True)]
+            held_out = DataSource("Held out", data={"text": TEXTS * 5, "label": given * 5}).output
+            sure = Abstain("Sure", calibrated, held_out["text"], held_out["label"], max_error=0.1, confidence=0.8)
+            assert (sure.usage.rows == 0) == bool(run)
+            made.append(sure.predict_or_abstain(TEXTS))
+            temperature = calibrated.temperature
+    assert made[0].coverage == 0.75
+    assert made[0].labels == made[1].labels
+    np.testing.assert_array_equal(sure.trained.logits(TEXTS), graph.logits(TEXTS))
+    shipped = [sure.path, str(sure.export(to=tmp_path / "a"))]
+    assert sure.export("onnx", to=tmp_path / "b").joinpath("confidence.json").is_file()
+    script = (
+        "import sys, json; from datadreamer_like.models import TrainedModel\n"
+        "for folder in sys.argv[2:]:\n"
+        "    model = TrainedModel.load(folder, runtime='onnx')\n"
+        "    found = model.predict_or_abstain(json.loads(sys.argv[1]), lambda texts: ['asked'] * len(texts))\n"
+        "    print(json.dumps([found.labels, model.confidence.temperature]))"
+    )
+    wanted = [label or "asked" for label in made[0].labels]
+    for line in printed_by(script, json.dumps(TEXTS), *shipped).splitlines():
+        assert json.loads(line) == [wanted, temperature]
+    with pytest.raises(MethodMisfit, match="exported as it is"):
+        sure.export("onnx", to=tmp_path / "c", precision="int4")
+    assert "the model that it was made from" in sure.why_not_export("compressed-tensors")
+    assert sure.why_not_export("onnx") is None
+    with DataDreamer(tmp_path / "other", verbose=False):
+        columns = DataSource("Rows", data={"text": TEXTS, "label": labels}).output
+        with pytest.raises(DefinitionError, match="runs on the CPU"):
+            Calibrate("Calibrated", graph, columns["text"], columns["label"], device="cuda")
 
 
 def test_a_graph_loads_in_a_fresh_process_and_in_onnx_runtime_alone(classifier, graphs):

@@ -92,6 +92,24 @@ def test_a_cap_on_tokens_counts_what_answers_took(tmp_path: Path) -> None:
     assert took < 15
 
 
+@pytest.mark.parametrize(("tokens", "warned"), [(2_000, 1), (5_000, 1), (900, 0)])
+def test_a_cap_that_is_less_than_one_request_may_take_is_warned_of_once_before_it_is_sent(
+    tokens: int, warned: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen: list[int] = []
+
+    def behave(body: dict[str, Any], before: int) -> Reply:
+        seen.append(caplog.text.count("tokens_per_minute is 1,000"))
+        return Reply("fine")
+
+    with FlakyServer(behave) as server:
+        llm = client(server, tmp_path, tokens_per_minute=1_000)
+        for prompt in "ab":
+            assert llm.run([prompt], max_new_tokens=tokens) == ["fine"]
+    assert {*seen} == {warned}
+    assert caplog.text.count(f"{llm.display_name}: a request may take {tokens // 1_000},") == warned
+
+
 @pytest.mark.parametrize("cap", [0, -1, float("nan"), float("inf"), "10", True])
 @pytest.mark.parametrize("name", ["requests_per_minute", "tokens_per_minute"])
 def test_a_cap_that_is_no_number_is_refused(name: str, cap: Any) -> None:

@@ -46,6 +46,8 @@ def test_the_table_is_dated_and_knows_exact_names_only() -> None:
         ({"input": None, "output": 2.0}, "both input and output"),
         ({"input": 1.0, "output": 2.0, "max_output": 0}, '"max_output" cannot be 0; expected a number of tokens'),
         ({"input": 1.0, "output": 2.0, "up_to": 0.5}, '"up_to" cannot be 0.5'),
+        ({"input": 1.0, "output": 2.0, "batch": 2}, '"batch" cannot be 2; it is the share of the other prices'),
+        (Prices(1.0, 2.0, batch=1.01), '"batch" cannot be 1.01'),
         (Prices("1", 2.0), "\"input\" cannot be '1'"),  # type: ignore[arg-type]
     ],
 )

@@ -285,6 +285,27 @@ def test_a_plan_says_when_the_worst_case_passes_the_budget(of: str, tmp_path: Pa
     assert "may pass" not in plan("1 USD")
 
 
+@pytest.mark.parametrize(("of", "models"), [("model", 1), ("model", 2), ("session", 1), ("session", 2)])
+def test_a_plan_says_when_steps_pass_a_budget_together(of: str, models: int, tmp_path: Path) -> None:
+    def plan(budget: str, steps: int) -> list[str]:
+        with DataDreamer(tmp_path, budget=budget if of == "session" else None).plan() as made:
+            for number in range(steps):
+                name, own = f"m{number % models}", budget if of == "model" else None
+                llm = OpenAI(name, base_url="http://127.0.0.1:9/v1", prices=PRICES, budget=own)
+                rows = DataSource(f"Rows {number}", data={"text": [f"a{number}", f"b{number}"]})
+                args = {"llm": llm, "max_new_tokens": TOKENS}
+                Prompt(f"Ask {number}", inputs={"prompts": rows.output["text"]}, args=args)
+        return [node.forecast.over for node in made.nodes if node.name.startswith("Ask")]
+
+    one = 0.012  # a little more than the worst case of one step
+    assert plan(f"{one} USD", 1) == [""]
+    first, second, third = plan(f"{one} USD", 3)
+    assert first == ""
+    own_each = of == "model" and models == 2  # each model has a budget of its own
+    assert bool(second) == (not own_each)
+    assert "of which earlier steps may spend 0.0" in third
+
+
 def test_the_error_of_a_script_shows_its_own_frames_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     script = tmp_path / "script.py"
     script.write_text("def outer():\n    return {}['x']\n\nouter()\n")

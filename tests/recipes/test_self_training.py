@@ -10,7 +10,7 @@ import pytest
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from datadreamer_like import DataDreamer
-from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, SessionError
+from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, EmptyDataset, SessionError
 from datadreamer_like.recipes import SelfTraining
 from datadreamer_like.steps import DataSource
 from datadreamer_like.trainers import TrainLinearClassifier
@@ -22,8 +22,10 @@ LINEAR = partial(TrainLinearClassifier, char_ngrams=None, max_features=100)
 
 def given(seed: int = 24, pool: int = 120) -> dict[str, Any]:
     first, second = rows("Seed", seed, 0), rows("Validation", 48, 1)
+    texts = [text for text in rows("Drawn", pool, 2)["text"] if text not in {*second["text"]}]
     return {
-        "train_input": first["text"], "train_output": first["label"], "unlabelled": rows("Pool", pool, 2)["text"],
+        "train_input": first["text"], "train_output": first["label"],
+        "unlabelled": DataSource("Pool", {"text": texts}).output["text"],
         "validation_input": second["text"], "validation_output": second["label"],
     }  # fmt: skip
 
@@ -64,6 +66,33 @@ def test_with_calibration_the_temperature_decides_what_is_certain(session):
     calibrated = SelfTraining("Calibrated", LINEAR, **columns, threshold=0.9, rounds=1, C=1.0, calibrate=True)
     # So strong a penalty makes it less certain than it is right; a temperature below 1 mends that.
     assert calibrated.rounds[1]["labelled"] > plain.rounds[-1]["labelled"]
+
+
+def test_texts_of_validation_rows_are_left_out_of_the_pool_as_in_a_distillation_loop(session, caplog):
+    columns = given()
+    held_out, pool = list(columns["validation_input"]), list(columns["unlabelled"])
+    mixed = DataSource("Mixed", {"text": [*held_out[:5], *pool, None, *held_out[5:9]]}).output["text"]
+    grown = SelfTraining("Grown", LINEAR, **{**columns, "unlabelled": mixed}, threshold=0.6, rounds=1, C=10.0)
+    assert f"Grown: 9 of the {len(pool) + 10} rows of the pool have the text of a validation row" in caplog.text
+    alone = SelfTraining("Alone", LINEAR, **columns, threshold=0.6, rounds=1, C=10.0)
+    learned = [list(each.student.parents[0].output["text"]) for each in (grown, alone)]
+    assert learned[0] == learned[1]
+    assert len(learned[0]) > 24
+    assert "Alone: " not in caplog.text
+    with pytest.raises(EmptyDataset, match='"None": all texts of the pool are also validation rows'):
+        SelfTraining("None", LINEAR, **{**columns, "unlabelled": columns["validation_input"]})
+
+
+def test_a_temperature_that_the_validation_rows_do_not_determine_is_named_with_what_it_does(session, caplog):
+    columns = given()
+    right = SelfTraining("First", LINEAR, **columns, threshold=0.9, rounds=1, C=100.0).students[0]
+    texts = list(columns["validation_input"])
+    labels = right.predict(texts).labels
+    held_out = DataSource("All right", {"text": texts, "label": labels}).output
+    columns |= {"validation_input": held_out["text"], "validation_output": held_out["label"]}
+    SelfTraining("Grown", LINEAR, **columns, threshold=0.9, rounds=2, C=100.0, calibrate=True)
+    assert "do not determine the temperature of Grown, student" in caplog.text
+    assert "so a threshold of 0.9 on its probabilities says little" in caplog.text
 
 
 def test_numbers_are_labels_too(session):

@@ -177,6 +177,39 @@ def test_temperature_calibrates_probabilities_and_leaves_logits_and_labels(
     assert sure.trained.confidence.temperature == calibrated.temperature
 
 
+@pytest.mark.parametrize(
+    ("share", "count", "temperature", "effect"),
+    [(1.0, 40, 0.01, "almost exactly 0 and 1"), (0.0, 40, 100.0, "almost the same"), (1.0, 1, 0.01, "0 and 1"),
+     (0.9, 40, None, "")],
+)  # fmt: skip
+@pytest.mark.parametrize("multi", [False, True])
+def test_a_temperature_at_a_limit_of_the_search_is_warned_of(
+    session: DataDreamer, caplog: pytest.LogCaptureFixture, multi: bool, share: float, count: int,
+    temperature: float | None, effect: str,
+):  # fmt: skip
+    texts, labels = mixed(200, 3)
+    pair = DataSource("Rows", data={"text": texts, "label": [[each] for each in labels] if multi else labels}).output
+    model = TrainLinearClassifier("Model").train(*[pair["text"], pair["label"]] * 2, C=1000.0)
+    texts = rows(count, 9)[0]
+    said = model.predict(texts).labels
+    wrong = [[each for each in LABELS if each not in own] if multi else LABELS[LABELS.index(own) - 1] for own in said]
+    given = [own if row < share * count else other for row, (own, other) in enumerate(zip(said, wrong, strict=True))]
+    held = DataSource("Held", data={"text": texts, "label": given}).output
+    caplog.clear()
+    found = Calibrate("Calibrated", model, held["text"], held["label"])
+    fitted = found.temperature if multi else [found.temperature]
+    if temperature is None:
+        assert not found.at_limit
+        assert not caplog.text
+        return
+    assert fitted == [temperature] * len(fitted)
+    assert found.at_limit
+    assert "Calibrated: the temperature" in caplog.text
+    assert effect in caplog.text
+    assert (f"of {', '.join(LABELS)} is" in caplog.text) == multi
+    assert "at a limit" in found.card.facts["Temperature"]
+
+
 def test_multi_label_model_abstains_unless_all_its_decisions_are_certain(session: DataDreamer, tmp_path: Path):
     model = classifier(25, LABELS)
     model.config.problem_type = "multi_label_classification"

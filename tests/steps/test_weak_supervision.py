@@ -252,7 +252,8 @@ def test_a_class_label_column_votes_by_its_names(session: DataDreamer):
         (LabelModel, [None, None, None], {"labels": LABELS}, EmptyDataset, "abstain on all rows"),
         (LabelModel, ["x", "y", None], {"threshold": 1.5}, DefinitionError, "threshold is 1.5"),
         (LabelModel, ["x", "y", None], {"smoothing": 0}, DefinitionError, '"It": smoothing is 0'),
-        (LabelModel, ["x", "y", None], {"class_balance": {"x": 1}}, DefinitionError, 'lacks the class "y"'),
+        (LabelModel, ["x", "y", None], {"class_balance": {"x": 1}}, DefinitionError, '"It": .*lacks the class "y"'),
+        (LabelModel, ["x", "y", None], {"class_balance": {"x": 0.5, "y": 0.4}}, DataError, '"It": .*sum to 0.9'),
         (MajorityVote, ["x", "y", None], {"labels": ["x"]}, DefinitionError, "two or more"),
     ],
 )

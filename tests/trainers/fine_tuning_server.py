@@ -134,7 +134,7 @@ class FineTuningServer:
             names = dict(re.findall(r'(\w+)="([^"]*)"', head.decode()))
             fields[names["name"]] = (names.get("filename"), content.removesuffix(b"\r\n"))
         name, content = fields["file"]
-        made = f"file-{len(self.files)}"
+        made = f"file-{len(self.contents)}"
         self.contents[made] = content
         self.files[made] = {
             "id": made, "object": "file", "bytes": len(content), "created_at": 1, "filename": name,

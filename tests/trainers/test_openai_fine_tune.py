@@ -251,6 +251,69 @@ def test_every_request_is_sent_again_after_a_temporary_failure_and_nothing_is_ma
     assert (len(server.files), len(server.jobs)) == (2, 1)
 
 
+LISTED = "GET /files"
+
+
+def lost(*moments: tuple[str, bool]) -> Callable[[str, bool], Any]:
+    """A fault that loses connections, at each moment once."""
+    left = [*moments]
+
+    def fault(request: str, done: bool) -> str | None:
+        if (request, done) not in left:
+            return None
+        left.remove((request, done))
+        return "drop"
+
+    return fault
+
+
+def test_a_server_without_events_gives_its_model_and_no_curve_with_one_warning(session, server, caplog):
+    server.fault = lambda request, done: (404, "not here") if request.endswith("/events") else None
+    it = trainer(server).train(**columns())
+    assert it.model == "ft:base:org::ftjob-0"
+    assert it.curves == []
+    assert caplog.text.count("does not have the events of the job ftjob-0") == 1
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_the_list_of_models_is_asked_for_again_after_a_temporary_failure(session, server, status):
+    answers = [(status, "busy"), (status, "busy")]
+    server.fault = lambda request, done: answers.pop() if request == "GET /models" and answers else None
+    assert trainer(server).train(**columns()).model == "ft:base:org::ftjob-0"
+    assert not answers
+
+
+@pytest.mark.parametrize("gone", [(), ("file-1",), ("file-0", "file-1")], ids=["both", "one", "none"])
+def test_a_job_after_a_failed_one_reuses_the_files_that_the_server_still_has(tmp_path, server, gone):
+    server.states = [{"status": "failed", "error": None}]
+    for _ in range(2):
+        with DataDreamer(tmp_path / "output", verbose=False), pytest.raises(ModelError, match="failed"):
+            trainer(server).train(**columns())
+    assert server.count("POST /files") == 2
+    assert len(server.jobs) == 2
+    for file in gone:
+        del server.files[file]
+    server.states = [{"status": "succeeded"}]
+    server.fault = lost((JOBS, True))  # its own job is found, not one of those that failed
+    with DataDreamer(tmp_path / "output", verbose=False):
+        assert trainer(server).train(**columns()).model == "ft:base:org::ftjob-2"
+    assert len(server.jobs) == 3
+    assert server.count("POST /files") == 2 + len(gone)
+    last = server.created[-1]
+    assert {last["training_file"], last["validation_file"]} == set(server.files)
+
+
+def test_a_server_that_does_not_list_jobs_or_files_is_named_where_a_job_may_be_paid_for(tmp_path, server):
+    drop = lost(("POST /files", True), (JOBS, True))
+    unlisted = {"GET /fine_tuning/jobs", LISTED}
+    server.fault = lambda request, done: (404, "no list") if request in unlisted else drop(request, done)
+    words = r"does not list its jobs, so there may be one.*training file file-\d, cancel it.*delete .*run again"
+    for _ in range(2):
+        with DataDreamer(tmp_path / "output", verbose=False), pytest.raises(ModelError, match=words):
+            trainer(server).train(**columns())
+    assert len(server.jobs) == 1
+
+
 def test_a_refused_key_ends_the_run_at_once_and_without_retries_so_does_a_busy_server(session, server):
     server.fault = lambda request, done: (401, "no such key")
     with pytest.raises(AuthenticationFailed, match="no such key"):

@@ -11,6 +11,7 @@ import torch
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file
 from transformers import (
+    AutoModel,
     AutoModelForCausalLM,
     AutoTokenizer,
     BertForMaskedLM,
@@ -19,7 +20,7 @@ from transformers import (
     DistilBertModel,
 )
 
-from datadreamer_like.errors import ArgumentTypeError, DefinitionError
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError, MethodMisfit
 from datadreamer_like.trainers import (
     TrainEmbeddingClassifier,
     TrainHFClassifier,
@@ -197,6 +198,31 @@ def test_an_embedder_is_saved_as_it_was_scored(session, tiny_encoder):
     ours, theirs = (torch.tensor(each.model.encode(reviews)) for each in (student, teacher))
     assert student.metrics["loss"] == pytest.approx(float((ours - theirs).square().mean()), rel=1e-2)
     assert student.curves[-1]["eval_loss"] == pytest.approx(student.metrics["loss"], rel=1e-3)
+
+
+@pytest.mark.parametrize("layers", [1, [1], [0, 1]])
+def test_layers_are_cut_before_the_others_are_quantized(session, tiny_encoder, layers):
+    reviews = opinions(16)["text"]
+    text = Rows("Reviews", {"text": reviews}).output["text"]
+    student = TrainSentenceTransformer("Student", str(tiny_encoder), qlora=True, layers=layers)
+    columns = dict.fromkeys(("train_anchors", "train_positives", "validation_anchors", "validation_positives"), text)
+    student.train_with_positive_pairs(**columns, epochs=1, batch_size=8, learning_rate=1e-3)
+    kept = [layers - 1] if isinstance(layers, int) else layers
+    inner, source = student.trained.model, AutoModel.from_pretrained(tiny_encoder)
+    assert inner.config.num_hidden_layers == len(inner.encoder.layer) == len(kept)
+    for new, old in enumerate(kept):
+        layers_of = inner.encoder.layer[new], source.encoder.layer[old]
+        ours, theirs = (each.intermediate.dense.weight.detach() for each in layers_of)
+        assert 0 < float((ours - theirs).norm() / theirs.norm()) < 0.5  # 4 bits and an adapter away
+    assert student.model.encode(reviews).shape == (16, inner.config.hidden_size)
+
+
+@pytest.mark.parametrize("options", [{}, {"qlora": True}], ids=["whole", "qlora"])
+def test_layers_that_an_embedder_lacks_are_named_as_the_option(session, tiny_encoder, options):
+    text = Rows("Reviews", {"text": opinions(16)["text"]}).output["text"]
+    student = TrainSentenceTransformer("Student", str(tiny_encoder), layers=9, **options)
+    with pytest.raises(MethodMisfit, match='"Student": layers=9 cannot be kept: .* 2 layers'):
+        student.train_with_positive_pairs(text, text, text, text, epochs=1)
 
 
 @pytest.mark.parametrize("kind", [TrainSetFitClassifier, TrainEmbeddingClassifier, TrainStaticClassifier])

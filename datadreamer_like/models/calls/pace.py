@@ -89,13 +89,18 @@ class Pace:
         requests_per_minute: A cap on requests; None for none.
         tokens_per_minute: A cap on tokens of prompts and answers. A request counts with as many as it may take, until
             its answer says how many it took.
+        name: Names the model in warnings.
     """
 
-    def __init__(self, requests_per_minute: float | None = None, tokens_per_minute: float | None = None) -> None:
+    def __init__(
+        self, requests_per_minute: float | None = None, tokens_per_minute: float | None = None, name: str = "a model"
+    ) -> None:
         self._caps = (
             None if requests_per_minute is None else Bucket.per_minute(requests_per_minute),
             None if tokens_per_minute is None else Bucket.per_minute(tokens_per_minute),
         )
+        self._name = name
+        self._most_tokens = tokens_per_minute  # None once it was warned of
         # By the name of the limit; with whether it counts tokens.
         self._reported: dict[str, tuple[Bucket, bool]] = {}
         self._sent = self._tokens = 0
@@ -111,6 +116,13 @@ class Pace:
 
     async def turn(self, tokens: int = 0) -> Ticket:
         """Returns when a request, which may take so many tokens, may be sent; in the order of the calls."""
+        if self._most_tokens is not None and tokens > self._most_tokens:
+            logger.warning(
+                "%s: a request may take %s tokens, its longest answer included, and tokens_per_minute is %s. Such a "
+                "request is sent alone, and the next one waits, for minutes. Lower max_new_tokens, or raise the cap.",
+                self._name, f"{tokens:,}", f"{self._most_tokens:,.0f}",
+            )  # fmt: skip
+            self._most_tokens = None
         turns = self._turns.setdefault(asyncio.get_running_loop(), asyncio.Lock())
         if turns.locked() or self._wait_or_take(tokens) > 0:
             async with turns:

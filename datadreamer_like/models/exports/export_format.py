@@ -29,6 +29,11 @@ class ExportFormat(ABC):
     runtime: ClassVar[str]
     modules: ClassVar[tuple[str, ...]] = ()
 
+    @property
+    def exact(self) -> bool:
+        """Whether the runtime computes in fp32 with the weights as they are; sums may be in another order."""
+        return False
+
     @abstractmethod
     def why_not(self, model: Any, tokenizer: Any) -> str | None:
         """Returns why the format cannot hold this unquantized model with these options; None if it can."""

@@ -53,6 +53,11 @@ class ONNX(ExportFormat):
             raise DefinitionError(f'precision is "{self.precision}"; choose one of {", ".join(get_args(Precision))}.')
 
     @property
+    def exact(self) -> bool:
+        """In fp32."""
+        return self.precision == "fp32"
+
+    @property
     def tolerance(self) -> float:
         """fp32 differs by the order of sums."""
         return _TOLERANCES[self.precision]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from datadreamer_like.errors import DefinitionError, NewerFormat, StorageError
+from datadreamer_like.graph.card import CARD_NAME
 from datadreamer_like.storage.digests import check_states, file_states
 
 Runtime = Literal["torch", "onnx"]
@@ -17,6 +18,8 @@ GGUF_NAME, ONNX_NAME = "model.gguf", "model.onnx"
 OUTPUT = "logits"
 """Name of the output of a graph."""
 _VERSION = 1
+_NOT_COMPARED = (EXPORT_NAME, CARD_NAME)
+"""Files that stages rewrite in a copy of an export."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Exported:
         agreement: Share of the texts with the same most likely class or next token.
         parameters: Number of the model's weights.
         weight_bytes: Bytes of the files that hold them.
-        files: Size in bytes and digest of each file.
+        files: Size in bytes and digest of each file, but for the card.
 
     Example:
         >>> Exported.read(student.export("onnx", to="student-onnx")).distance  # doctest: +SKIP
@@ -74,14 +77,14 @@ class Exported:
             raise StorageError(f"{path} is damaged ({error!r}). Export the model again.") from error
 
     def write(self, folder: Path) -> None:
-        """Writes the report, with the digests of the folder's files as they are now."""
-        files = file_states(folder, (f for f in folder.rglob("*") if f.is_file() and f.name != EXPORT_NAME))
+        """Writes the report, with the digests of the folder's files as they are now, but for the card."""
+        files = file_states(folder, (f for f in folder.rglob("*") if f.is_file() and f.name not in _NOT_COMPARED))
         content = {"version": _VERSION, **asdict(self), "files": files}
         (folder / EXPORT_NAME).write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
 def check_export(folder: Path) -> None:
-    """Checks that the files of an export are as they were written; a folder without a report is not checked.
+    """Checks that an export's files, but for the card, are as they were written, if its folder has a report.
 
     Raises:
         StorageError: A file is missing, cut off or changed.
@@ -89,7 +92,8 @@ def check_export(folder: Path) -> None:
     if not (folder / EXPORT_NAME).is_file():
         return
     advice = f"Export the model again; to use the files as they are, delete {EXPORT_NAME}."
-    check_states(folder, Exported.read(folder).files, "the export", advice)
+    files = {name: state for name, state in Exported.read(folder).files.items() if name not in _NOT_COMPARED}
+    check_states(folder, files, "the export", advice)
 
 
 def opened(folder: Path, runtime: str, device: object, dtype: object) -> Path:

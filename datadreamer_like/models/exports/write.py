@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 import dataclasses
 import importlib.metadata
+import logging
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -25,13 +26,16 @@ from datadreamer_like.graph.card import CARD_NAME
 from datadreamer_like.storage.exports import local_path, new_export
 
 from ..quiet import quiet
+from ..trained.confidence import Confidence
 from ..trained.embedder_files import copy_modules
 from ..trained.hf_source import forget_gguf
 from ..trained.model_facts import count_parameters
 from ..trained.model_files import check_saved_files, write_card
 from ..trained.predictions import check_texts
 from .int4 import Codes
-from .report import EXPORT_NAME, Exported
+from .report import EXPORT_NAME, ONNX_NAME, Exported
+
+logger = logging.getLogger("datadreamer_like")
 
 SAFETENSORS = "safetensors"
 _TEXTS = 32
@@ -60,7 +64,7 @@ def export_model(
     """Writes a `TrainedModel`, whose `export` describes the arguments and errors."""
     if texts is not None:
         check_texts(texts)
-    form = None if name == SAFETENSORS and not options else _chosen(name, options)
+    form = _chosen_for(trained, name, options)
     if not isinstance(to, str | Path):
         raise ArgumentTypeError(f"to must be the folder to write to, not {to!r:.100}.")
     if not str(to):
@@ -81,6 +85,7 @@ def export_model(
         return target
     require_extra("export", *form.modules, what=f'export("{form.name}")')
     source = unquantized(trained, form.name)
+    fitted = _fitted_on(trained)
     with quiet():
         model, codes = decoded(source)
         tokenizer = source.tokenizer
@@ -93,15 +98,25 @@ def export_model(
             copy_modules(source.path, draft)
             write_card(draft, trained.card)
             _checked(form, model, tokenizer, draft, compared).write(draft)
+            kept = _fitted_on(source).exported(source.dtype, model.dtype) if _is_exact(form, source) else Confidence()
+            if kept.names:
+                kept.write(draft)  # after the report: it can be fitted again
+    if left_out := " and ".join(each for each in fitted.names if each not in kept.names):
+        runtime = ', runtime="onnx"' if (target / ONNX_NAME).is_file() else ""
+        logger.warning(
+            'The "%s" export of %r has no %s: its numbers are not those that it was fitted on, so it would be wrong. '
+            "Fit on the export: Calibrate or Abstain(name, TrainedModel.load(%r%s), ...).",
+            form.name, trained, left_out, str(target), runtime,
+        )  # fmt: skip
     return target
 
 
 def why_not(trained: Any, name: str, options: Mapping[str, Any]) -> str | None:
     """Returns why a `TrainedModel` cannot be exported in a format; None if it can."""
-    if name == SAFETENSORS and not options:
-        return None
-    form = _chosen(name, options)
     try:
+        form = _chosen_for(trained, name, options)
+        if form is None:
+            return None
         source = unquantized(trained, name)
     except MethodMisfit as error:
         return str(error)
@@ -181,6 +196,32 @@ def _entries(config: Any) -> list[Any]:
 def _saved(config: Any) -> Mapping[str, Any]:
     saved = getattr(config, "quantization_config", None) or {}
     return saved if isinstance(saved, Mapping) else saved.to_dict()
+
+
+def _chosen_for(trained: Any, name: str, options: Mapping[str, Any]) -> Any:
+    """Returns the format with its options; None for a copy of the model's files.
+
+    Raises:
+        MethodMisfit: The model is a graph, and would have to be written in another form.
+    """
+    form = None if name == SAFETENSORS and not options else _chosen(name, options)
+    if trained.runtime == "torch":
+        return form
+    if form is not None and (form.name != trained.runtime or options):
+        raise MethodMisfit(
+            f'{trained!r} is a graph of ONNX Runtime, which is exported as it is: export("onnx", to=...) without '
+            "options. For another form, export the model that it was made from."
+        )
+    return None
+
+
+def _fitted_on(trained: Any) -> Confidence:
+    """Returns what was fitted on a classifier; other models have nothing."""
+    return cast("Confidence", trained.confidence) if trained.task == "text-classification" else Confidence()
+
+
+def _is_exact(form: Any, source: Any) -> bool:
+    return form.exact and not is_quantized(source.config)
 
 
 def _chosen(name: str, options: Mapping[str, Any]) -> Any:

@@ -255,7 +255,7 @@ class APIModel(LLM):
     @cached_property
     def pace(self) -> Pace:
         """Lets requests wait for the caps of the script and for the limits that the provider reports."""
-        return Pace(self.requests_per_minute, self.tokens_per_minute)
+        return Pace(self.requests_per_minute, self.tokens_per_minute, self.display_name)
 
     @cached_property
     def secrets(self) -> Secrets:

@@ -203,6 +203,11 @@ def given_prices(prices: Prices | Mapping[str, Any] | None) -> Prices | None:
             raise DefinitionError(f'The price "{name}" cannot be {value!r}; {example}.')
         if value is not None and name in ("up_to", "max_output") and (value < 1 or value != int(value)):
             raise DefinitionError(f'In prices, "{name}" cannot be {value!r}; expected a number of tokens, at least 1.')
+        if value is not None and name == "batch" and value > 1:
+            raise DefinitionError(
+                f'In prices, "batch" cannot be {value!r}; it is the share of the other prices that requests in a batch '
+                "cost, from 0 to 1."
+            )
     if prices.get("input") is None or prices.get("output") is None:
         raise DefinitionError(f"prices need both input and output; {example}.")
     return Prices(**prices)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,7 +18,11 @@ from datadreamer_like.errors import MethodMisfit, NewerFormat, StorageError
 from datadreamer_like.storage.digests import file_digest
 from datadreamer_like.storage.folders import write_file
 
+from .model_facts import dtype_name
 from .model_files import model_files
+
+if TYPE_CHECKING:
+    import torch
 
 CONFIDENCE_NAME = "confidence.json"
 CONFIDENCE_FORMAT = 1
@@ -127,6 +131,25 @@ class Confidence:
                 f"dtype={dtype}, which gives other answers. Load it with that one, or fit again."
             )
         return self.threshold
+
+    @property
+    def names(self) -> list[str]:
+        """What there is of "temperature" and "threshold"."""
+        return [field.name for field in fields(self) if getattr(self, field.name) is not None]
+
+    def exported(self, opened_in: str | torch.dtype | None, computed_in: torch.dtype) -> Confidence:
+        """Returns what holds for an export that computes in fp32 with the same weights.
+
+        A threshold holds only if the model computed in fp32 too when it was fitted: rounding moves rows across it.
+
+        Args:
+            opened_in: The data type that the model was opened in; None for that of its files.
+            computed_in: The data type of its weights then.
+        """
+        same = self.threshold is not None and self.threshold.dtype == dtype_name(opened_in)
+        if self.threshold is None or not same or dtype_name(computed_in) != "float32":
+            return replace(self, threshold=None)
+        return replace(self, threshold=replace(self.threshold, dtype=None))
 
     def scaled(self, logits: Array) -> Array:
         """Returns logits divided by the temperature."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, NotTrained
 from datadreamer_like.graph import Node
 
+from ..exports.report import Runtime
 from .hf_source import hf_source
 from .predictions import Answers, Predictions
 from .trained_model import TrainedModel
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class ModelNode(Node):
-    """A node that makes a model; it can be used like a `TrainedModel`, whose `device` and `dtype` it has.
+    """A node that makes a model; it can be used like a `TrainedModel`, whose `device`, `dtype` and `runtime` it has.
 
     `build` in a subclass saves the model to `draft / MODEL_FOLDER` with `TrainedModel.save`.
     """
@@ -28,6 +29,7 @@ class ModelNode(Node):
 
     device: str | int | torch.device | None = None
     dtype: str | torch.dtype | None = None
+    runtime: Runtime = "torch"
     _trained: TrainedModel | None = None
 
     @property
@@ -38,7 +40,11 @@ class ModelNode(Node):
             raise NotTrained(self.describe_missing())
         if self._trained is None:
             self._trained = TrainedModel(
-                self.result_folder / self.MODEL_FOLDER, device=self.device, dtype=self.dtype, node=self
+                self.result_folder / self.MODEL_FOLDER,
+                device=self.device,
+                dtype=self.dtype,
+                node=self,
+                runtime=self.runtime,
             )
         return self._trained
 

@@ -11,7 +11,14 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from datadreamer_like.errors import DefinitionError, EmptyDataset, LabelError, check_number
+from datadreamer_like.errors import (
+    ArgumentTypeError,
+    DataError,
+    DefinitionError,
+    EmptyDataset,
+    LabelError,
+    check_number,
+)
 from datadreamer_like.evaluation.label_model import FittedLabelModel, fit_label_model
 from datadreamer_like.evaluation.votes import ABSTAINED, Codes, Votes
 from datadreamer_like.graph.output import Column
@@ -225,12 +232,11 @@ class LabelModel(LabelVotes):
     @cached_property
     def fitted(self) -> FittedLabelModel:
         """What was learned of the voters: class balance, and the probabilities of their votes."""
-        return fit_label_model(
-            self.given_votes,
-            gold=self._inputs.get("gold"),
-            class_balance=self.args["class_balance"],
-            smoothing=self.args["smoothing"],
-        )
+        votes, options = self.given_votes, {name: self.args[name] for name in ("class_balance", "smoothing")}
+        try:
+            return fit_label_model(votes, gold=self._inputs.get("gold"), **options)
+        except (ArgumentTypeError, DataError, DefinitionError, LabelError) as error:
+            raise type(error)(f'"{self.name}": {error}') from error
 
     def class_probabilities(self, votes: Votes) -> Floats:
         """Returns the probability of each class given the votes [rows, classes]."""

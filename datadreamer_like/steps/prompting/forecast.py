@@ -183,7 +183,10 @@ def _costs(llm: LLM, counted: _Counted, tokens: tuple[float, float] | None) -> t
 
 
 def _budget_passed(llm: LLM, most: float | None) -> str:
-    """Returns the budget that has less left than the worst case; "" if there is none, or the worst case is unknown."""
+    """Returns the budget that has less left than the worst case, that of earlier steps of the plan included.
+
+    "" if there is none, or the worst case is unknown.
+    """
     session = current_session()
     if most is None or not isinstance(llm, APIModel) or not check_budget(llm):
         return ""
@@ -193,12 +196,17 @@ def _budget_passed(llm: LLM, most: float | None) -> str:
         ("the budget", own, llm.cache_folder_path or folder, llm.account),
         ("the session's budget", whole, folder, None),
     ]
+    plan, passed = None if session is None else session.planned, ""
     for what, limit, place, account in limits:
-        spent = _spent(place, account) if limit is not None else 0
-        if limit is not None and spent + most * 1e9 > limit:
-            left = f", of which {in_dollars(spent)} are spent" if spent else ""
-            return f"{what} of {in_dollars(limit)}{left}"
-    return ""
+        if limit is None:
+            continue
+        spent = _spent(place, account)
+        before = 0.0 if plan is None else plan.spend((str(place), account), most)
+        if spent + (before + most) * 1e9 > limit and not passed:
+            of = [f"{in_dollars(spent)} are spent"] if spent else []
+            of += [f"earlier steps may spend {in_dollars(round(before * 1e9))}"] if before else []
+            passed = f"{what} of {in_dollars(limit)}{', of which ' if of else ''}{' and '.join(of)}"
+    return passed
 
 
 def _spent(folder: str | Path | None, account: str | None) -> int:

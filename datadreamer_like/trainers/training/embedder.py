@@ -13,7 +13,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from datadreamer_like.distillation import Objective
-from datadreamer_like.errors import DefinitionError, check_number, require_extra
+from datadreamer_like.errors import DefinitionError, MethodMisfit, check_number, require_extra
 from datadreamer_like.evaluation.columns import Columns
 from datadreamer_like.evaluation.tasks.examples import Examples
 from datadreamer_like.evaluation.tasks.task import Task
@@ -93,10 +93,7 @@ class EmbedderTrainer(HFTrainer):
         self, config: PretrainedConfig, tokenizer: Tokenizer, columns: Columns, training: Training, objective: Objective
     ) -> Texts:
         """Returns the task of the columns, and loads the student, whose limit of tokens it has."""
-        student = load_student(self.source, self.load_options())
-        if self.layers is not None:
-            student = cut_layers(student, self.layers)
-        self._student = student
+        self._student = student = self._start()
         tokenizer.model_max_length = min(
             student.max_seq_length or tokenizer.model_max_length, tokenizer.model_max_length
         )
@@ -118,6 +115,24 @@ class EmbedderTrainer(HFTrainer):
         scores = "labels" if kind == "labeled pairs" else ""
         alike = kind in ("teacher", "margins")
         return Texts(tokenizer, length, training.truncate, scores=scores, targets=targets, alike=alike)
+
+    def _start(self) -> SentenceTransformer:
+        """Returns the student to start from, which has only some layers where `layers` says so."""
+        options = self.load_options()
+        if self.layers is None:
+            return load_student(self.source, options)
+        # Codes are not cut, so the layers are, before the others are quantized.
+        quantization = options.pop("quantization_config", None)
+        try:
+            student = cut_layers(load_student(self.source, options), self.layers)
+        except (MethodMisfit, DefinitionError) as error:
+            raise type(error)(f'"{self.name}": layers={self.layers} cannot be kept: {error}') from error
+        if quantization is None:
+            return student
+        folder = self.scratch / "cut"
+        with system_errors():
+            student.save_pretrained(str(folder), create_model_card=False)
+        return load_student(str(folder), {**options, "quantization_config": quantization})
 
     def _vector_targets(self, size: int, columns: Columns) -> Any:
         embedder, reduction = self._how["teacher"], self._how["reduction"]

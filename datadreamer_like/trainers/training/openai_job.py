@@ -6,7 +6,7 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ class FineTuningJob:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / STATE_NAME
+        self._has_events = True
         if self._path.is_file():
             self._state: dict[str, Any] = json.loads(self._path.read_text(encoding="utf-8"))
         else:
@@ -64,14 +65,22 @@ class FineTuningJob:
         name = f"{self._state['label']}-{path.name}"
 
         def find() -> Any:
-            uploaded = (file for file in files.list(purpose="fine-tune") if file.filename == name)
-            # A file that is not whole is not used.
-            return next((file for file in uploaded if file.bytes == path.stat().st_size), None)
+            # A file that is not whole, or that the server could not read, is not used.
+            return self._first(
+                lambda: files.list(purpose="fine-tune"),
+                lambda file: (
+                    (file.filename, file.bytes) == (name, path.stat().st_size)
+                    and getattr(file, "status", None) != "error"
+                ),
+            )
 
         def send() -> Any:
             with path.open("rb") as content:
                 return files.create(file=(name, content, "application/jsonl"), purpose="fine-tune")
 
+        if self._state.get("failed") and path.name in self._state["ids"] and self.llm.retry_wrapper(find) is None:
+            del self._state["ids"][path.name]  # the server deleted it since
+            self._state["begun"].remove(path.name)
         current_usage().note = f"uploading {path.name}"
         return self._once(path.name, find, send)
 
@@ -82,7 +91,17 @@ class FineTuningJob:
         given = {name: value for name, value in files.items() if value is not None}
 
         def find() -> Any:
-            return next((job for job in jobs.list() if job.training_file == training_file), None)
+            failed = self._state.get("failed", ())
+            return self._first(
+                jobs.list, lambda job: job.training_file == training_file and job.id not in failed, unknown_job
+            )
+
+        unknown_job = (
+            f'"{self.name}": the answer to the request for a fine-tuning job was lost, and '
+            f"{shown_address(self.llm.base_url)} does not list its jobs, so there may be one that is paid "
+            f"for. Look there for a job with the training file {training_file}, cancel it if there is one, delete "
+            f"{self.folder}, and run again: another job is created."
+        )
 
         def send() -> Any:
             return jobs.create(model=self.llm.model_name, **given, **settings)
@@ -99,7 +118,7 @@ class FineTuningJob:
         """Asks for the job's state every so many seconds until the job has succeeded, and returns the job.
 
         Raises:
-            ModelError: The job failed or was cancelled. The next run creates another one.
+            ModelError: The job failed or was cancelled. The next run creates another one, of the same files.
         """
         jobs = self.llm.client.fine_tuning.jobs
         assert self.id is not None
@@ -113,10 +132,13 @@ class FineTuningJob:
                     f"{self.folder} to create another job."
                 ) from error
             if job.status in _FAILED:
-                self._path.unlink()
+                failed = self.id
+                self._state["failed"] = [*self._state.get("failed", ()), self._state["ids"].pop("job")]
+                self._state["begun"].remove("job")
+                self._write()
                 said = self.llm.secrets.taken_out_of((job.error and job.error.message) or "the server gives no reason")
                 raise ModelError(
-                    f'"{self.name}": the fine-tuning job {self.id} at {shown_address(self.llm.base_url)} '
+                    f'"{self.name}": the fine-tuning job {failed} at {shown_address(self.llm.base_url)} '
                     f"{'was cancelled' if job.status == 'cancelled' else 'failed'}: {said.rstrip('.')}. "
                     "If that can be fixed, run again: a new job is created."
                 )
@@ -128,17 +150,19 @@ class FineTuningJob:
             time.sleep(seconds)
 
     def curve(self, epochs: object) -> list[dict[str, float]]:
-        """Returns the losses that the job reported, by step: "step", "epoch", "loss" and "eval_loss" where known."""
-        events = self.llm.retry_wrapper(
-            lambda: list(self.llm.client.fine_tuning.jobs.list_events(self.id, limit=100))  # all pages
-        )
+        """Returns the losses that the job reported, by step: "step", "epoch", "loss" and "eval_loss" where known.
+
+        None, after a warning, from a server without events.
+        """
+        jobs = self.llm.client.fine_tuning.jobs
+        events = self._events(lambda: list(jobs.list_events(self.id, limit=100)))  # all pages
         found = {point["step"]: point for event in events if (point := _point(event, epochs)) is not None}
         return [found[step] for step in sorted(found)]
 
     def _progress(self, job: Any) -> str:
         jobs = self.llm.client.fine_tuning.jobs
-        page = self.llm.retry_wrapper(jobs.list_events, self.id, limit=20)
-        points = [point for event in page.data if (point := _point(event, None)) is not None]
+        events = self._events(lambda: jobs.list_events(self.id, limit=20).data)
+        points = [point for event in events if (point := _point(event, None)) is not None]
         parts = [f"job {job.id} {job.status.replace('_', ' ')}"]
         if points:
             last = max(points, key=lambda point: point["step"])
@@ -147,6 +171,33 @@ class FineTuningJob:
         if job.trained_tokens:
             parts.append(f"{job.trained_tokens:,} trained tokens")
         return ", ".join(parts)
+
+    def _events(self, get: Callable[[], list[Any]]) -> list[Any]:
+        """Returns a job's events; none from a server that does not have them, which is warned of once."""
+        if self._has_events:
+            try:
+                return self.llm.retry_wrapper(get)
+            except UnknownModel:
+                self._has_events = False
+                logger.warning(
+                    '"%s": %s does not have the events of the job %s, so its losses are unknown: no curve.',
+                    self.name, shown_address(self.llm.base_url), self.id,
+                )  # fmt: skip
+        return []
+
+    def _first(
+        self, listed: Callable[[], Iterable[Any]], wanted: Callable[[Any], bool], unlisted: str | None = None
+    ) -> Any:
+        """Returns what is wanted from a list; None if the server has no list, or an error with the text `unlisted`."""
+        try:
+            return next((each for each in listed() if wanted(each)), None)
+        except Exception as error:
+            failure = self.llm.error_of(error)
+            if not isinstance(failure, UnknownModel):
+                raise
+        if unlisted is not None:
+            raise ModelError(unlisted)
+        return None
 
     def _once(self, what: str, find: Callable[[], Any], send: Callable[[], Any]) -> str:
         return sent_once(self._state, what, find, send, self.llm.retry_wrapper, self._write)
