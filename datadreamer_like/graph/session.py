@@ -49,8 +49,9 @@ class DataDreamer:
         hf_log: Show logs and progress bars of Hugging Face libraries.
         engine: "local" runs in this process, "ray" on a Ray cluster; or a `RayEngine` with options.
         budget: The most that requests to models may cost in this folder, over all runs, such as "5 USD".
-        preview: Try the script on few rows: each step makes at most so many, or as many as its inputs have. The answers
-            are those of the full run, which sends only the rest; results have names of their own, in `.preview`.
+        preview: Try the script on few rows: each step makes at most so many, or as many as its inputs have. The full
+            run sends only the prompts that the preview has not: other ones where they show other rows, as examples or
+            retrieved texts. Results have names of their own, in `.preview`.
         prices: A file with prices of models, before published ones, for models made in the session; by default the
             one in the environment variable `DATADREAMER_LIKE_PRICES`.
 

@@ -52,7 +52,7 @@ class SynthIE:
         trainer: Makes an untrained trainer of a name: `partial(TrainHFFineTune, model_name=...)`, causal or
             encoder-decoder.
         test_input, test_output: Columns of texts and their facts: lists of triples, or texts as the student writes.
-        rows: How many texts to ask for.
+        rows: How many texts to ask for; fewer, with a warning, where the facts give fewer different sets.
         facts_per_row: Fewest and most facts of a text.
         examples: Texts and their facts, shown in each prompt, in either direction.
         forward: Column of texts without facts. The LLM extracts the facts of the first `rows` of them, and a second
@@ -123,6 +123,12 @@ class SynthIE:
         gold = [read_facts(each) if isinstance(each, str) else _checked(each, "test_output") for each in test_output]
         self.table_rows: list[dict[str, Any]] = []
         sets = draw_facts(known, rows, (least, most), seed)
+        if len(sets) < rows:
+            logger.warning(
+                "%s: %s different sets were drawn, fewer than the %s rows asked for. Pass more facts, or a wider "
+                "facts_per_row.",
+                name, f"{len(sets):,}", f"{rows:,}",
+            )  # fmt: skip
         self.rows = self._written(sets)
         self.student = self._trained("student", self.rows)
         self._measure("facts, then text", len(sets), self.rows, self.student, test["test_input"], gold)

@@ -13,10 +13,12 @@ from datadreamer_like import DataDreamer, concat, zipped
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, SessionError
 from datadreamer_like.models import OpenAI
 from datadreamer_like.steps import (
+    CheckGrounding,
     DataFromAttributedPrompt,
     DataFromPrompt,
     DataSource,
     Deduplicate,
+    Evolve,
     FewShotPrompt,
     ProcessWithPrompt,
     Prompt,
@@ -24,6 +26,7 @@ from datadreamer_like.steps import (
     SuperStep,
     step,
 )
+from datadreamer_like.testing import FakeLLM
 
 ROWS = 60
 
@@ -210,6 +213,29 @@ def test_a_preview_of_a_step_keeps_what_its_full_run_shows_in_prompts(server: Fl
         assert len(server.requests) == sent + ROWS - 2 + 20 - 3
         assert [*whole.output][:2] == [*few.output]
         assert [*more.output][:3] == [*drawn.output]
+
+
+def test_a_preview_of_a_step_of_several_rounds_has_all_rows_that_its_inputs_make(tmp_path: Path) -> None:
+    llm = FakeLLM(
+        {
+            "one word: yes or no": "no",
+            "write each claim|claims": lambda found: "The sky is blue.\nGrass is red.\nSnow is hot.",
+            "Rewrite an instruction": "Do it in a better way.",
+            ".": "Something else entirely.",
+        }
+    )
+    with DataDreamer(tmp_path / "session", verbose=False):
+        texts = DataSource("Rows", data={"text": [f"text {n}" for n in range(6)]}).output["text"]
+        inputs = {"answers": texts, "sources": texts}
+        checked = CheckGrounding.preview(2, "Grounded", inputs=inputs, args={"llm": llm})
+        assert [len(claims) for claims in checked.output["supported"]] == [3, 3]
+        evolved = Evolve.preview(
+            2, "Harder", inputs={"instructions": texts}, args={"llm": llm, "rounds": 2, "operations": ["deepen"]}
+        )
+        assert list(evolved.output["rounds"]) == [1, 1, 2, 2]
+        asked = len(llm.asked)
+        CheckGrounding("Grounded", inputs=inputs, args={"llm": llm})
+        assert len(llm.asked) - asked == 4 + 4 * 3
 
 
 @step

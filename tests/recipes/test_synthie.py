@@ -131,6 +131,12 @@ def test_what_makes_no_sense_is_refused(session, encoder_decoder):
         made(encoder_decoder, llm=FakeLLM(lambda prompt: "Well."))
 
 
+def test_fewer_sets_of_facts_than_rows_are_said(session, encoder_decoder, caplog):
+    with pytest.raises(DataError, match="of 4 answers of the LLM"):
+        made(encoder_decoder, llm=FakeLLM(lambda prompt: "Well."), facts=FACTS[:2] + FACTS[6:7])
+    assert "Made: 4 different sets were drawn, fewer than the 12 rows asked for" in caplog.text
+
+
 @pytest.fixture
 def homes(tmp_path) -> dict[str, Any]:
     """Facts of one kind, one for each text, and a student that knows their words."""

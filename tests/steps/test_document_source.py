@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pypdf import PdfWriter
-from pypdf.generic import DecodedStreamObject, DictionaryObject, NameObject
+from pypdf.generic import DecodedStreamObject, DictionaryObject, NameObject, NumberObject
 
 from datadreamer_like.errors import ArgumentTypeError, DataError
 from datadreamer_like.graph import DataDreamer
@@ -88,6 +89,24 @@ def test_a_document_that_cannot_be_read_fails_its_row_with_the_reason(
     assert rows[-1]["text"] == "fine"
     assert step.card.failed_rows == 3
     assert {record.name for record in caplog.records} == {"datadreamer_like"}
+
+
+@pytest.mark.skipif(find_spec("cryptography") is not None, reason="it is then read")
+def test_a_pdf_that_opens_without_a_password_but_takes_another_library_says_which(
+    session: DataDreamer, tmp_path: Path
+) -> None:
+    write_pdf(tmp_path / "a.pdf", ["text"], password="")
+    writer = PdfWriter(tmp_path / "a.pdf")
+    writer.encrypt("", algorithm="RC4-128")
+    kind = DictionaryObject({NameObject("/CFM"): NameObject("/AESV2"), NameObject("/Length"): NumberObject(16)})
+    entry = writer._encrypt_entry
+    entry[NameObject("/CF")] = DictionaryObject({NameObject("/StdCF"): kind})
+    entry[NameObject("/StmF")] = entry[NameObject("/StrF")] = NameObject("/StdCF")
+    entry[NameObject("/V")] = entry[NameObject("/R")] = NumberObject(4)
+    writer.write(tmp_path / "a.pdf")
+    step = DocumentDataSource("Documents", data_folder=tmp_path)
+    assert list(step.output["text"]) == [None]
+    assert "pip install cryptography" in step.errors[0]
 
 
 def test_pages_without_text_are_empty_and_counted(

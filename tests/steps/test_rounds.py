@@ -241,6 +241,21 @@ def test_an_evolution_that_was_not_compared_is_not_taken_and_its_row_fails(sessi
     assert all(f"Comparison {index + 1}: " in error for index, error in made.errors.items())
 
 
+def test_a_missing_or_blank_text_is_not_sent_and_its_rows_fail(session: DataDreamer) -> None:
+    llm = ByPart({"Second instruction:": "No.", "Instruction:": "harder", "": "An answer."})
+    texts = ["", "seed", None, " \n"]
+    made = make(Evolve, llm, {"instructions": texts}, rounds=2)
+    assert list(made.output["instructions"]) == [None, "harder", None, None] * 2
+    assert list(made.output["seeds"]) == texts * 2
+    assert list(made.output["eliminated"]) == ["there is no instruction", None, *["there is no instruction"] * 2] * 2
+    assert list(made.errors) == [0, 2, 3, 4, 6, 7]
+    assert made.errors[4] == 'the input "instructions" has no text.'
+    assert made.card.failed_rows == 6
+    talked = make(Conversation, llm, {"openings": texts}, turns=1)
+    assert list(talked.output["turns"]) == [0, 1, 0, 0]
+    assert list(talked.errors) == [0, 2, 3]
+
+
 def test_operations_are_drawn_by_their_seed(session: DataDreamer) -> None:
     llm = ByPart({"Second instruction:": "No.", "Instruction:": "another", "another": "An answer."})
     drawn = [
@@ -336,7 +351,7 @@ def test_a_conversation_alternates_and_ends_when_the_user_says_so(session: DataD
     assert [message["role"] for message in asked] == ["system", "user", "assistant", "user"]
     assert "The person: A baker." in asked[0]["content"]
     assert "<END> alone" in asked[0]["content"]
-    assert made.errors == {}
+    assert list(made.errors) == [2]
 
 
 def test_a_conversation_in_which_an_answer_fails_keeps_what_was_said(session: DataDreamer) -> None:

@@ -49,10 +49,42 @@ def test_columns_fill_the_template_and_a_cell_is_never_executed(session: DataDre
 
 
 @pytest.mark.parametrize(
+    ("template", "says"),
+    [
+        ("{{ x * n }}", "10,000,000 characters"),
+        ("{{ 'x' * 10**9 }}", "10,000,000 characters"),
+        ("{{ x.center(n) }}", "10,000,000 characters"),
+        ("{{ x | center(n) }}", "10,000,000 characters"),
+        ("{{ '%*d' % (n, 1) }}", "10,000,000 characters"),
+        ("{{ '{:>{}}'.format(x, n) }}", "10,000,000 characters"),
+        ("{{ '{:1000000000}'.format(x) }}", "10,000,000 characters"),
+        (
+            "{% set its = namespace(v=x) %}{% for _ in range(60) %}{% set its.v = its.v ~ its.v %}{% endfor %}"
+            "{{ its.v }}",
+            "10,000,000 characters",
+        ),
+        ("{{ n ** n }}", "digits"),
+        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}x", "1,000,000 turns"),
+    ],
+)
+def test_a_template_that_takes_too_much_fails_its_row_at_once(session: DataDreamer, template: str, says: str) -> None:
+    llm = Echo()
+    made = ask("{% if n %}" + template + "{% else %}{{ '-' * 3 }} {{ '%5d|{:>4}'.format(2) % 1 }}{% endif %}", llm,
+               {"x": ["ab", "c"], "n": [10**9, 0]})  # fmt: skip
+    assert llm.prompts == ["---     1|   2"]
+    assert list(made.errors) == [0]
+    assert says in made.errors[0]
+
+
+@pytest.mark.parametrize(
     ("template", "prompts"),
     [
         ("{% if body %}{{ body | length }}{% endif %}", ["10", str(len(ROWS["body"][1])), None]),
         ("{{ title }}{% if body is not defined %} (no text){% endif %}", ["A cat", "Two dogs", "A bird (no text)"]),
+        (
+            "{% if body %}{% set end = '!' %}{% else %}{% set end %}.{% endset %}{% endif %}{{ title }}{{ end }}",
+            ["A cat!", "Two dogs!", "A bird."],
+        ),
         ("{{ title }}{% if body is none %} (no text){% endif %}", ["A cat", "Two dogs", "A bird (no text)"]),
         ("{{ title }}{% if body == none %} (no text){% endif %}", ["A cat", "Two dogs", "A bird (no text)"]),
         (

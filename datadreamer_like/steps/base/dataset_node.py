@@ -77,8 +77,8 @@ class DatasetNode(Node):
 
         The other arguments are those of the step, whose full run finds the answers that the preview paid for. The
         result has a name of its own, in `.preview`. Examples that prompts are drawn from are not cut, so that they are
-        those of the full run. In a source, `n` is the number of rows read. To try a whole script on few rows, use
-        `DataDreamer(folder, preview=n)`.
+        those of the full run. In a source, `n` is the number of rows read; a step of several rounds gives the rows of
+        all of them. To try a whole script on few rows, use `DataDreamer(folder, preview=n)`.
 
         Raises:
             ArgumentTypeError, DefinitionError: `n` is not a number of rows.

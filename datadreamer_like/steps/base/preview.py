@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Protocol
 
 import pyarrow as pa
 
+from datadreamer_like.graph.node import Node
 from datadreamer_like.graph.output import (
     Column,
     OutputDataset,
@@ -26,18 +27,23 @@ class Previewable(Protocol):
     """What of a step a preview needs."""
 
     whole_inputs: ClassVar[frozenset[str]]
+    makes_steps: ClassVar[bool]
+    inside: Node | None
     preview_rows: int | None
     _inputs: dict[str, Column]
 
 
 def most_rows(step: Previewable) -> int | None:
-    """Returns the most rows that a step makes; None if it is not in a preview.
+    """Returns the most rows that a step makes; None for all: it is not in a preview, or what it reads is cut already.
 
-    A step that makes one row for each of its inputs' keeps all of them, so that its columns fit theirs.
+    A step that makes one row for each of its inputs' keeps all of them, so that its columns fit theirs. One that is
+    made of steps keeps all rows that these make of its inputs, such as those of further rounds.
     """
     if step.preview_rows is None:
         return None
     columns = [column for name, column in step._inputs.items() if name not in step.whole_inputs]
+    if columns and (step.makes_steps or step.inside is not None):
+        return None
     return max([step.preview_rows, *(column.num_rows or 0 for column in columns)])
 
 

@@ -74,6 +74,9 @@ class Registration:
     whole_inputs: ClassVar[frozenset[str]] = frozenset()
     """Inputs that `preview` does not cut, as their rows are not those of the output: examples, or a test set."""
 
+    makes_steps: ClassVar[bool] = False
+    """Whether its `run` makes other steps, which a preview leaves whole where they have inputs: those are cut."""
+
     help = HelpText()
     """Inputs, arguments and outputs as text; of the class and of a step."""
 

@@ -104,9 +104,7 @@ class Step(Registration, Operations["Derived"], Exports):
         self.accept(cut_inputs(self, inputs or {}), args or {}, outputs or {})
         outer = working_node()
         if outer is not None and not isinstance(outer, SuperStep):
-            raise SessionError(
-                f'"{name}" is created inside "{outer.name}", which is not a SuperStep. Derive its class from SuperStep.'
-            )
+            raise SessionError(f'"{name}" is created inside "{outer.name}", which is not a SuperStep. Make it one.')
         super().__init__(name, force=force, progress_interval=progress_interval)
         self.parents = list(dict.fromkeys(column.step for column in self._inputs.values()))
         held = (parent for value in self._args.values() for parent in getattr(value, "parents", ()))
@@ -322,6 +320,8 @@ class Step(Registration, Operations["Derived"], Exports):
 
 class SuperStep(Step):
     """A step that may make other steps inside its `run`."""
+
+    makes_steps: ClassVar[bool] = True
 
 
 class Derived(Step):

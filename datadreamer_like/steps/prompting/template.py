@@ -12,7 +12,7 @@ from typing import Any
 
 from jinja2 import StrictUndefined, Template, TemplateError, TemplateSyntaxError, Undefined, UndefinedError, meta, nodes
 from jinja2.exceptions import SecurityError
-from jinja2.runtime import LoopContext, Macro
+from jinja2.runtime import Context, LoopContext, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Cycler, Joiner
 from jinja2.visitor import NodeTransformer
@@ -21,6 +21,17 @@ from datadreamer_like.errors import ArgumentTypeError, DefinitionError, ModelErr
 from datadreamer_like.models.llms.generation import Prompt
 
 from .cell_text import cell_text
+from .template_limits import (
+    COUNTED,
+    OPERATORS,
+    CountTurns,
+    bounded,
+    check_call,
+    check_operation,
+    check_size,
+    counted_turns,
+    joined,
+)
 from .value_column import described
 
 TemplateText = str | Sequence[Mapping[str, Any]]
@@ -73,12 +84,26 @@ class _NoPrompt(TemplateError):
 class _Sandbox(ImmutableSandboxedEnvironment):
     """Jinja's sandbox, in which only macros, Jinja's own functions and methods of plain values can be called."""
 
+    intercepted_binops = OPERATORS
+
     def __init__(self) -> None:
         # Blocks take no line of their own, so that conditions can be written over several lines.
         super().__init__(undefined=StrictUndefined, finalize=_printed, trim_blocks=True, lstrip_blocks=True)
         self.tests["none"] = lambda value: value is None or isinstance(value, Missing)
         self.filters["tojson"] = _as_json  # Jinja's own escapes what has a meaning in HTML
         self.filters["string"] = _as_text
+        self.filters[COUNTED] = counted_turns
+        self.filters |= {name: bounded(name, filter) for name, filter in self.filters.items()}
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        """Returns the result of an operator, unless it is too large."""
+        check_operation(operator, left, right)
+        return super().call_binop(context, operator, left, right)
+
+    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
+        """Returns what an object returns, unless it is too large."""
+        check_call(__obj, (*args, *kwargs.values()))
+        return super().call(__context, __obj, *args, **kwargs)
 
     def is_safe_callable(self, obj: Any) -> bool:
         """Returns whether a template may call an object."""
@@ -143,7 +168,7 @@ class PromptTemplate:
         messages: list[dict[str, Any]] = []
         for message, template in self._parts:
             try:
-                text = template.render(values)
+                text = joined(template.generate(values))
             except SecurityError as error:
                 raise self._unsafe(str(error)) from error
             except _NoPrompt:
@@ -184,12 +209,12 @@ class PromptTemplate:
                     f"{self._where}: line {node.lineno} of the template uses {name}, so each run would send other "
                     "prompts. Draw a column with the step Sample, or by map, and use its values."
                 )
-        for name in sorted(used - environment.globals.keys() - set(columns)):
+        for name in sorted(used - environment.globals.keys() - set(columns) - _set_names(tree)):
             raise DefinitionError(
                 f'{self._where}: the template uses "{name}", but there is no such input; the inputs are: '
                 f'{", ".join(columns) or "none"}.{did_you_mean(name, columns)} Give inputs={{"{name}": ...}}.'
             )
-        tree = _KeysFirst(tree).visit(tree)
+        tree = CountTurns().visit(_KeysFirst(tree).visit(tree))
         for node in tree.find_all(nodes.Concat):  # also of lists that the template makes itself
             node.nodes = [
                 nodes.Filter(each, "string", [], [], None, None, lineno=each.lineno, environment=environment)
@@ -211,6 +236,12 @@ def check_names(names: Iterable[str], where: str) -> None:
             raise DefinitionError(
                 f'{where}: the input "{name}" has a name that no template can use. Name it by letters, digits and "_".'
             )
+
+
+def _set_names(tree: nodes.Template) -> set[str]:
+    """Returns the variables that a template sets somewhere; Jinja takes those that a condition sets for unknown."""
+    sets = tree.find_all((nodes.Assign, nodes.AssignBlock))
+    return {name.name for each in sets for name in each.find_all(nodes.Name) if name.ctx == "store"}
 
 
 def _content(message: Any, where: str) -> str:
@@ -235,7 +266,9 @@ def _as_text(value: Any) -> str:
         raise TemplateError(f"it prints the function {name} itself, not its result: write {name}(...)")
     if isinstance(value, Iterator | KeysView | ValuesView | ItemsView | range):
         value = list(value)
-    return cell_text(value, _in_json)
+    text = cell_text(value, _in_json)
+    check_size(len(text))
+    return text
 
 
 def _in_row(value: Any) -> Any:

@@ -16,7 +16,7 @@ from ..base.lazy_rows import LazyRowBatches
 from ..base.registration import ANY_ARGUMENT
 from ..prompting.cell_text import cell_text
 from ..prompting.prompt_step import PromptStep, RowPrompt
-from .prompt_rounds import PromptRounds, Row, not_a_text
+from .prompt_rounds import PromptRounds, Row, is_blank, not_a_text
 
 END = "<END>"
 """What the simulated user writes to end a conversation."""
@@ -39,7 +39,8 @@ class Conversation(PromptRounds):
     `ended` (whether the user ended it).
 
     A conversation ends when the user writes `end`, when `turns` are over, or when an answer fails: what was said up to
-    then is kept, and its row is in `step.errors`. The user's LLM sees the conversation with the roles exchanged.
+    then is kept, and its row is in `step.errors`. A row with a missing or blank opening fails. The user's LLM sees the
+    conversation with the roles exchanged.
     `TrainHFFineTune` takes the column as it is.
 
     Reference: Ding et al. 2023, "Enhancing Chat Language Models by Scaling High-quality Instructional Conversations"
@@ -51,7 +52,7 @@ class Conversation(PromptRounds):
         ... )
     """
 
-    result_version: ClassVar[int] = 2  # 2: None where the assistant never spoke
+    result_version: ClassVar[int] = 3  # 2: None where the assistant never spoke; 3: blank openings are not sent
     least: ClassVar[dict[str, int]] = {"turns": 1}
     texts: ClassVar[tuple[str, ...]] = ("openings",)
 
@@ -80,6 +81,7 @@ class Conversation(PromptRounds):
     def run(self) -> LazyRowBatches:
         """Asks assistant and user in turn."""
         said = {"said_0": self.inputs["openings"]}
+        self.fail_blank(self.inputs["openings"])
         who = {} if self.inputs.get("personas") is None else {"persona": self.inputs["personas"]}
         for number in range(self._args["turns"]):
             said |= self._next(f"Assistant {number + 1}", {}, said)
@@ -111,6 +113,8 @@ class Conversation(PromptRounds):
 class Speak(PromptStep):
     """One message of each conversation that goes on; inputs are what was said so far, in order, and `persona`."""
 
+    result_version: ClassVar[int] = 3  # that of Conversation
+
     def setup(self) -> None:
         """Registers the step's names."""
         self.register_input(ANY_ARGUMENT)
@@ -135,7 +139,7 @@ class Speak(PromptStep):
 
     def _prompt(self, said: list[Any], who: Any) -> RowPrompt:
         given = self._args["speaks_with"]
-        if any(text is None for text in said):
+        if is_blank(said[0]) or any(text is None for text in said):
             return None
         if isinstance(said[0], list | dict):
             return ModelError(not_a_text("openings"))

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from datadreamer_like.errors import DefinitionError, did_you_mean
 from datadreamer_like.graph.origin import From, Traced
-from datadreamer_like.graph.output import Batch
+from datadreamer_like.graph.output import Batch, Column
 from datadreamer_like.models.calls.failures import Rejected
 from datadreamer_like.models.llms.generation import Answer
 from datadreamer_like.models.llms.llm import LLM
@@ -19,7 +19,7 @@ from ..base.lazy_rows import LazyRowBatches
 from ..base.step import Step
 from ..operations.combining import concat
 from ..prompting.answer_readers import read_yes_or_no
-from .prompt_rounds import PromptRounds, Row, not_a_text
+from .prompt_rounds import PromptRounds, Row, is_blank, not_a_text
 
 IN_DEPTH = {
     "constraints": "Add one more constraint or requirement to it.",
@@ -88,7 +88,8 @@ class Evolve(PromptRounds):
     starts from what it started from, if (the paper's four cases) an LLM finds it equal to the earlier one; the answer
     is "sorry" and shorter than 80 words; the answer has only punctuation and stop words; it has copied words of the
     prompt, also when asked again. So does one that was not compared or answered since its LLM failed; `step.errors` has
-    the reason. `evolved.filter(lambda row: row["eliminated"] is None)` keeps the others.
+    the reason. A missing or blank instruction is not sent: its rows fail.
+    `evolved.filter(lambda row: row["eliminated"] is None)` keeps the others.
 
     Reference: Xu et al. 2023, "WizardLM: Empowering Large Language Models to Follow Complex Instructions",
     arXiv:2304.12244.
@@ -99,7 +100,7 @@ class Evolve(PromptRounds):
         ... )
     """
 
-    result_version: ClassVar[int] = 2  # 2: what was not compared is eliminated
+    result_version: ClassVar[int] = 3  # 2: what was not compared is eliminated; 3: blank instructions are not evolved
     least: ClassVar[dict[str, int]] = {"rounds": 1}
     texts: ClassVar[tuple[str, ...]] = ("instructions",)
 
@@ -144,6 +145,7 @@ class Evolve(PromptRounds):
         for number in range(1, self._args["rounds"] + 1):
             given = {"names": self.names(), "draw_seed": self._args["draw_seed"], "round": number}
             drawn = DrawOperations(f"Operations {number}", inputs={"instructions": current}, args=given).output
+            current = drawn["instructions"]
             evolved = self.ask(
                 f"Evolution {number}", _EVOLVE, read_evolved,
                 instruction=current, in_depth=drawn["in_depth"], method=drawn["method"],
@@ -159,19 +161,22 @@ class Evolve(PromptRounds):
                 },
                 args={"round": number},
             )  # fmt: skip
-            self.fail_in_round(number, evolved, answered, compared)
+            self.fail_in_round(number, current, evolved, answered, compared)
             rounds.append(kept)
             current = kept.output["next"]
         return concat(*(step.select_columns(list(self._output_specs)) for step in rounds), name="Rounds").output
 
-    def fail_in_round(self, number: int, *asked: Any) -> None:
+    def fail_in_round(self, number: int, given: Column, *asked: Any) -> None:
         """Counts failed rows of a round, at their place among the rows of all rounds."""
-        size = len(asked[0].output)
-        self.fail_with(list(asked), lambda step, index: (number - 1) * size + index)
+        start = (number - 1) * len(asked[0].output)
+        self.fail_blank(given, start)
+        self.fail_with(list(asked), lambda step, index: start + index)
 
 
 class DrawOperations(Step):
-    """Draws an operation for each instruction."""
+    """Draws an operation for each instruction, of which blank ones are missing."""
+
+    result_version: ClassVar[int] = 3  # that of Evolve
 
     def setup(self) -> None:
         """Registers the step's names."""
@@ -179,6 +184,7 @@ class DrawOperations(Step):
         self.register_arg("names", help="The operations to draw from.")
         self.register_arg("draw_seed", type=int, help="The seed.")
         self.register_arg("round", type=int, help="The round.")
+        self.register_output("instructions", help="The instructions; None for blank ones.")
         self.register_output("operations", help="The operation of each.")
         self.register_output("in_depth", help="Whether it makes the instruction harder.")
         self.register_output("method", help="It in words.")
@@ -193,7 +199,9 @@ class DrawOperations(Step):
                     raise DefinitionError(f'"{self.name}": {not_a_text("instructions")}')
                 drawn = [rng.choice(self.args["names"]) for _ in batch["instructions"]]
                 depth, methods = [name in IN_DEPTH for name in drawn], [OPERATIONS[name] for name in drawn]
-                yield Traced({"operations": drawn, "in_depth": depth, "method": methods}, From("instructions"))
+                texts = [None if is_blank(text) else text for text in batch["instructions"]]
+                made: Batch = {"instructions": texts, "operations": drawn, "in_depth": depth, "method": methods}
+                yield Traced(made, From("instructions"))
 
         return LazyRowBatches(batches, self._inputs["instructions"].num_rows, save=True)
 
@@ -201,7 +209,7 @@ class DrawOperations(Step):
 class Survivors(Step):
     """Eliminates failed evolutions of a round, and gives what the next round starts from."""
 
-    result_version: ClassVar[int] = 2  # that of Evolve
+    result_version: ClassVar[int] = 3  # that of Evolve
 
     def setup(self) -> None:
         """Registers the step's names."""
@@ -214,7 +222,10 @@ class Survivors(Step):
     def process(self, batch: Batch) -> Batch:
         """Judges each evolution."""
         found = zip(batch["instructions"], batch["answers"], batch["equal"], strict=True)
-        why = [eliminated(*row) for row in found]
+        why = [
+            "there is no instruction" if current is None else eliminated(*row)
+            for current, row in zip(batch["current"], found, strict=True)
+        ]
         pairs = zip(batch["current"], batch["instructions"], why, strict=True)
         return {
             "seeds": batch["seeds"],

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from datadreamer_like.errors import DefinitionError, ModelError
+from datadreamer_like.errors import DataError, DefinitionError, ModelError
 from datadreamer_like.graph.identity import class_id
 from datadreamer_like.graph.output import Column
 from datadreamer_like.models.llms.llm import LLM, overrides_only_run
@@ -103,6 +103,12 @@ class PromptRounds(SuperStep):
 
         return LazyRowBatches(batches, num_rows_of(columns), save=True)
 
+    def fail_blank(self, column: Column, start: int = 0) -> None:
+        """Counts the missing and blank texts of a column as failed rows; `start` is the row of the first one."""
+        for index, text in enumerate(column):
+            if is_blank(text):
+                self.usage.row_failed(start + index, DataError(f'the input "{self.texts[0]}" has no text.'))
+
     def fail_with(
         self, steps: Sequence[PromptStep], row_of: Callable[[PromptStep, int], int] = lambda step, index: index
     ) -> None:
@@ -124,6 +130,11 @@ class Asked(TemplatePrompt):
         """Registers the step's names."""
         super().setup()
         self.register_arg("asked_by", type=str, help="The identity of the step that asks.")
+
+
+def is_blank(text: Any) -> bool:
+    """Returns whether there is nothing to send."""
+    return text is None or (isinstance(text, str) and not text.strip())
 
 
 def not_a_text(name: str) -> str:

@@ -62,7 +62,8 @@ class Transform(PromptRounds):
 
     An answer that is not such a JSON object, or repeats one of `examples`, is asked for again with the reason. The
     option `schema` holds for the rows alone, not for the plan; small local LLMs need one, such as an object whose
-    `output` is one of some labels. The plan is in the step's card, under "Plan".
+    `output` is one of some labels. The plan is in the step's card, under "Plan"; a preview of fewer rows than
+    `num_planned` has another one.
     `rows.filter(lambda row: row["skipped"] is None and row["output"] is not None)` keeps the examples.
 
     Reference: Gandhi et al. 2024, "Better Synthetic Data by Retrieving and Transforming Existing Datasets" (DataTune),

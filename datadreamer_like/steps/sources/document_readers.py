@@ -75,7 +75,20 @@ def read_html(file: Path) -> list[Page]:
 
 def read_pdf(file: Path) -> list[Page]:
     """Reads the text of each page of a PDF; a page that cannot be read has its problem."""
+    from pypdf.errors import DependencyError
+
+    try:
+        return _pdf_pages(file)
+    except DependencyError:
+        raise DataError(
+            "it is encrypted by AES, which takes another library: `pip install cryptography`, then run the step with "
+            "force=True. Or save a copy without encryption."
+        ) from None
+
+
+def _pdf_pages(file: Path) -> list[Page]:
     from pypdf import PdfReader
+    from pypdf.errors import DependencyError
 
     logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # it names no file; what cannot be read is the row's reason
     with binary(file) as stream:
@@ -87,6 +100,8 @@ def read_pdf(file: Path) -> list[Page]:
         for number, page in enumerate(pdf.pages, 1):
             try:
                 pages.append(Page(_unicode(page.extract_text()), _unicode(title), number))
+            except DependencyError:
+                raise
             except Exception as error:  # the parser raises many kinds
                 problem = f"page {number} cannot be read ({type(error).__name__}: {error})."
                 pages.append(Page(None, _unicode(title), number, problem))

@@ -142,5 +142,5 @@ class DocumentDataSource(TextFileSource):
         if self.config["pages"] or len(pages) == 1:
             return pages
         texts = [page.text for page in pages if page.text is not None]
-        problem = next((f"page {page.number}: {page.problem}" for page in pages if page.problem is not None), None)
+        problem = next((page.problem for page in pages if page.problem is not None), None)
         return [Page(None if problem else "\n\n".join(texts), pages[0].title if pages else "", problem=problem)]

@@ -1,0 +1,139 @@
+"""Bounds on what one filling of a template takes: the text it makes, the turns of its loops, and large numbers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import wraps
+from types import BuiltinMethodType
+from typing import Any
+
+from jinja2 import TemplateError, nodes, pass_context
+from jinja2.runtime import Context
+from jinja2.visitor import NodeTransformer
+
+MOST_CHARACTERS = 10_000_000
+"""Most characters of a text that a template makes, and most elements of a list: more than any LLM reads."""
+
+MOST_TURNS = 1_000_000
+"""Most turns of all loops of a template, for one row."""
+
+OPERATORS = frozenset({"*", "**", "%", "+"})
+"""The operators that are checked."""
+
+COUNTED = "counted_turns"
+"""Name of the filter that counts the turns of a loop."""
+
+_TURNS = "turns of loops"
+_MOST_BITS = 100_000
+_PADDING = ("center", "ljust", "rjust", "zfill", "expandtabs")
+_PADDING_FILTERS = ("batch", "center", "indent")
+# A width in a text for `%` or `format`: a large number, or one that is an argument.
+_WIDTH = re.compile(r"(?:%(?:\([^)]*\))?[-+ #.\d]*?|\{[^{}]*:[^{}]*?)(?:(?P<large>\d{7,})|\*|\{)")
+
+
+class TooLarge(TemplateError):
+    """A template takes more than it may."""
+
+
+class CountTurns(NodeTransformer):
+    """Makes the loops of a template count their turns."""
+
+    def visit_For(self, node: nodes.For) -> nodes.Node:
+        """Returns the loop over what is counted."""
+        loop: nodes.For = self.generic_visit(node)  # type: ignore[assignment]
+        where: dict[str, Any] = {"lineno": node.lineno, "environment": node.environment}
+        loop.iter = nodes.Filter(loop.iter, COUNTED, [], [], None, None, **where)
+        return loop
+
+
+@pass_context
+def counted_turns(context: Context, values: Iterable[Any]) -> Iterator[Any]:
+    """Yields the values of a loop, and counts them over all loops of the template."""
+    for value in values:
+        turns = context.vars[_TURNS] = context.vars.get(_TURNS, 0) + 1  # made anew for each row
+        if turns > MOST_TURNS:
+            raise TooLarge(f"its loops take more than {MOST_TURNS:,} turns")
+        yield value
+
+
+def joined(pieces: Iterable[str]) -> str:
+    """Returns the text that a template yields in pieces."""
+    kept, size = list[str](), 0
+    for piece in pieces:
+        size += len(piece)
+        check_size(size)
+        kept.append(piece)
+    return "".join(kept)
+
+
+def check_size(size: int) -> None:
+    """Refuses a text or list of so many characters or elements."""
+    if size > MOST_CHARACTERS:
+        raise TooLarge(f"it makes a text of more than {MOST_CHARACTERS:,} characters")
+
+
+def check_operation(operator: str, left: Any, right: Any) -> None:
+    """Refuses a product, power, sum or formatted text that would be too large, before it is made."""
+    if operator == "%" and isinstance(left, str):
+        check_format(left, right if isinstance(right, tuple) else (right,))
+    elif operator == "*" and isinstance(left, int) and isinstance(right, int):
+        _check_bits(left.bit_length() + right.bit_length())
+    elif operator == "*":
+        text, times = (right, left) if isinstance(left, int) else (left, right)
+        if isinstance(times, int) and isinstance(text, Sequence):
+            check_size(len(text) * max(0, times))
+    elif operator == "**" and isinstance(left, int) and isinstance(right, int):
+        _check_bits(left.bit_length() * max(0, right) if abs(left) > 1 else 0)
+    elif operator == "+" and isinstance(left, Sequence) and isinstance(right, Sequence):
+        check_size(len(left) + len(right))
+
+
+def check_call(called: Any, arguments: Iterable[Any]) -> None:
+    """Refuses a call of a text's method that would make a text that is too large."""
+    method = getattr(called, "__wrapped__", called)
+    if isinstance(method, BuiltinMethodType) and isinstance(text := method.__self__, str):
+        if method.__name__ in ("format", "format_map"):
+            check_format(text, arguments)
+        elif method.__name__ in _PADDING:
+            _check_widths(arguments)
+        elif method.__name__ in ("join", "replace"):
+            _check_repeated(text, method.__name__, *arguments)
+
+
+def check_format(text: str, arguments: Iterable[Any]) -> None:
+    """Refuses a width that makes a formatted text too large."""
+    for found in _WIDTH.finditer(text):
+        if found["large"]:
+            check_size(int(found["large"]))
+        else:
+            _check_widths(arguments)
+
+
+def bounded(name: str, filter: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns a filter that refuses widths that make a text too large."""
+    if name not in _PADDING_FILTERS:
+        return filter
+
+    @wraps(filter)
+    def checked(value: Any, *arguments: Any, **options: Any) -> Any:
+        _check_widths((*arguments, *options.values()))
+        return filter(value, *arguments, **options)
+
+    return checked
+
+
+def _check_repeated(text: str, name: str, first: Any = None, new: Any = None, *_: Any) -> None:
+    if name == "join" and isinstance(first, Sequence):
+        check_size(len(text) * len(first))
+    elif isinstance(first, str) and isinstance(new, str):
+        check_size(text.count(first) * len(new))
+
+
+def _check_widths(arguments: Iterable[Any]) -> None:
+    check_size(max((each for each in arguments if isinstance(each, int)), default=0))
+
+
+def _check_bits(bits: int) -> None:
+    if bits > _MOST_BITS:
+        raise TooLarge(f"it makes a number of more than {_MOST_BITS // 4:,} digits")
