@@ -52,11 +52,12 @@ def label_suspects(
 ) -> LabelSuspects:
     """Finds labels that are likely wrong: confident learning, Northcutt, Jiang and Chuang 2021, arXiv:1911.00068.
 
-    A classifier is trained on all folds but one and predicts that one, so that no row is judged by a model that has
-    seen its label. A class's threshold is the mean predicted probability of the class among the rows that have its
-    label; a row counts for the likeliest class above its threshold, and those counts, scaled to the numbers of given
-    labels, are the joint distribution of given and true labels. As many rows of each cell off the diagonal as it holds
-    are suspects, those first whose predictions prefer the other class most (pruning by noise rate).
+    The joint distribution and the suspects are those of the authors' library, cleanlab. A classifier is trained on all
+    folds but one and predicts that one, so that no row is judged by a model that has seen its label. A class's
+    threshold is the mean predicted probability of the class among the rows that have its label; a row counts for the
+    likeliest class above its threshold, and those counts, scaled to the numbers of given labels, are the joint
+    distribution of given and true labels. As many rows of each cell off the diagonal as it holds are suspects, those
+    first whose predictions prefer the other class most (pruning by noise rate).
 
     The probabilities are the posterior of that noise model, `P(true = k | x, given = i) ∝ P(given = i | true = k)
     P(k | x)`, with the predictions' temperature fitted so that the given labels are likeliest.
@@ -74,7 +75,7 @@ def label_suspects(
         seed: Of the random parts.
 
     Raises:
-        MissingExtra: scikit-learn is not installed.
+        MissingExtra: cleanlab is not installed.
         DefinitionError: Examples, labels and `trusted` differ in number, or `folds` is below 2.
         ArgumentTypeError: The classifier has no `predict_proba`, or the examples are one text.
         DataError: A feature is not finite, no text has a word, all rows are trusted, a label is missing, or a class has
@@ -84,7 +85,10 @@ def label_suspects(
         >>> found = label_suspects(embeddings, labels)  # doctest: +SKIP
         >>> kept = np.flatnonzero(~found.is_suspect)  # doctest: +SKIP
     """
-    require_extra("train", "sklearn", what="label_suspects")
+    require_extra("quality", "cleanlab", what="label_suspects")
+    from cleanlab.count import estimate_joint
+    from cleanlab.filter import find_label_issues
+
     features, texts = _checked(examples, labels, classifier, folds)
     names = [str(label) for label in labels]
     classes, given = np.unique(names, return_inverse=True)
@@ -105,16 +109,18 @@ def label_suspects(
         raise DataError("No text of examples has a word, so there is nothing to tell classes by. Check the column.")
     model = classifier if classifier is not None else _default_classifier(texts)
     predicted = _out_of_fold(model, features, given, sure, len(classes), folds, seed)
-    joint = _joint(predicted, given, sure)
+    joint = estimate_joint(given[~sure], predicted[~sure])
     noise = joint + 1 / (len(classes) * max(len(names), 1))  # a cell without a count is rare, not impossible
     posterior = _posterior(predicted, given, noise / noise.sum(0), sure)
+    suspects = np.zeros(len(names), dtype=bool)
+    suspects[~sure] = find_label_issues(given[~sure], predicted[~sure], n_jobs=1)
     rows = np.arange(len(names))
     posterior[sure] = np.eye(len(classes))[given[sure]]
     return LabelSuspects(
         tuple(str(name) for name in classes),
         1.0 - posterior[rows, given],
         [str(classes[place]) for place in posterior.argmax(1)],
-        _suspects(predicted, given, joint, ~sure),
+        suspects,
         posterior,
         joint,
     )
@@ -166,25 +172,6 @@ def _out_of_fold(model: Any, features: Any, given: Any, sure: Bools, classes: in
     return found
 
 
-def _joint(predicted: Floats, given: Any, sure: Bools) -> Floats:
-    """The joint distribution [given, true]: equations 1 to 3 of the paper."""
-    classes = predicted.shape[1]
-    asked = ~sure
-    counts = np.bincount(given[asked], minlength=classes)
-    sums = np.zeros(classes)
-    np.add.at(sums, given[asked], predicted[asked, given[asked]])
-    thresholds = np.where(counts > 0, sums / np.maximum(counts, 1), np.inf)
-    above = np.where(predicted >= thresholds, predicted, -np.inf)
-    confident = np.zeros((classes, classes))
-    counted = asked & np.isfinite(above).any(1)
-    np.add.at(confident, (given[counted], above[counted].argmax(1)), 1.0)
-    totals = confident.sum(1, keepdims=True)
-    shares = np.where(totals > 0, confident / np.maximum(totals, 1.0), np.eye(classes))
-    found: Floats = shares * counts[:, None]
-    found /= found.sum()
-    return found
-
-
 def _posterior(predicted: Floats, given: Any, noise: Floats, sure: Bools) -> Floats:
     """The posterior of true labels [rows, classes]; `noise` [given, true] is `P(given | true)`."""
     logs = np.log(np.maximum(predicted, 1e-12))
@@ -200,17 +187,4 @@ def _posterior(predicted: Floats, given: Any, noise: Floats, sure: Bools) -> Flo
 
     found = weighed(min(np.geomspace(0.1, 10.0, 61).tolist(), key=surprise))
     found /= found.sum(1, keepdims=True)
-    return found
-
-
-def _suspects(predicted: Floats, given: Any, joint: Floats, asked: Bools) -> Bools:
-    """Pruning by noise rate: of each cell off the diagonal as many rows as it holds, those with the largest margin."""
-    found = np.zeros(len(given), dtype=bool)
-    total = int(asked.sum())
-    for i, j in zip(*np.nonzero(joint * total >= 0.5), strict=True):
-        if i != j:
-            rows = np.flatnonzero(asked & (given == i))
-            margins = predicted[rows, j] - predicted[rows, i]
-            most = rows[np.argsort(-margins, kind="stable")[: round(joint[i, j] * total)]]
-            found[most[predicted[most, j] > predicted[most, i]]] = True
     return found

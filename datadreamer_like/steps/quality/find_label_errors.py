@@ -36,6 +36,7 @@ class FindLabelErrors(RowFilter):
         >>> found.rejected.output["suggested_label"]  # doctest: +SKIP
     """
 
+    result_version: ClassVar[int] = 2  # 2: through cleanlab, which rounds counts of the joint distribution
     verdict_columns: ClassVar[dict[str, str]] = {
         "reason": "Why the label is a suspect; None for a row that is not.",
         "error_probability": "Probability that the label is wrong; None for a row without a label or text.",
@@ -65,7 +66,7 @@ class FindLabelErrors(RowFilter):
     def configure(self) -> None:
         """Checks the arguments."""
         super().configure()
-        require_extra("train", "sklearn", what="FindLabelErrors")
+        require_extra("quality", "cleanlab", what="FindLabelErrors")
         check_number(self.args["folds"], f'"{self.name}": folds', 2, whole=True)
         column_of_same_step(self, "labels")
         column_of_same_step(self, "trusted")
