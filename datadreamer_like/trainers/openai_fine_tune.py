@@ -246,7 +246,7 @@ class TrainOpenAIFineTune(Trainer):
 
     def _limit(self) -> int | None:
         try:
-            return self.get_max_context_length(0)
+            return self.llm.retry_wrapper(self.get_max_context_length, 0)
         except (NotImplementedError, UnknownModel):  # the server does not say, or has no list of models
             return None
 

@@ -266,7 +266,7 @@ def test_sources_of_a_model(tiny_causal_lm, tmp_path):
     with pytest.raises(UnknownModel, match=r"no config\.json"):
         hf_source(tmp_path)
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(DataError, match="cannot load"):
+    with pytest.raises(DataError, match='config.json: "model_type" is missing'):
         HFTransformers(tmp_path).run(["Hi."])
     (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n\n```bibtex\n@article{me,\n  title={It}\n}\n```\n")
     assert hf_source(tmp_path).license == "mit"

@@ -236,7 +236,7 @@ def test_times_are_read_against_the_clock_of_the_server() -> None:
     ("limit", "remaining", "reset", "reported"),
     [
         ("10000", "9990", "60ms", (10_000.0, 9_990.0, 0.06)),
-        (None, "0", "2s", None),  # Azure's: of a limit of unknown size
+        (None, "0", "2s", (1.0, 0.0, 2.0)),  # Azure's: used up, of unknown size
         ("0", "0", "0s", None),  # no limit
         ("10", "12", "1s", None),
         ("10", "-1", "1s", None),
@@ -254,6 +254,14 @@ def test_a_limit_is_read_if_it_is_one(limit: Any, remaining: Any, reset: Any, re
     given = {"limit": limit, "remaining": remaining, "reset": reset}
     headers = {f"X-RateLimit-{name}-Requests": value for name, value in given.items() if value is not None}
     assert list(reported_limits(httpx2.Headers(headers)).values()) == ([] if reported is None else [reported])
+
+
+def test_a_limit_of_tokens_without_its_size_is_left_out() -> None:
+    names = ("x-ratelimit-remaining-tokens", "anthropic-ratelimit-output-tokens-remaining")
+    for name in names:
+        for left in ("0", "5000"):
+            headers = {name: left, name.replace("remaining", "reset"): "2s"}
+            assert reported_limits(httpx2.Headers(headers)) == {}
 
 
 def test_a_limit_without_a_reset_is_read_if_its_name_says_the_window() -> None:

@@ -210,9 +210,7 @@ class OpenAICompatible(APIModel):
             return self.endpoint.context_length
         not_in_plan("the length of the context from the server")
         # In a thread, since there may be a running loop here, and the SDK's other client has no limit for the whole.
-        models: list[Any] = self.retry_wrapper(
-            lambda: Task(lambda: asyncio.run(self._listed_models()), "datadreamer_like-models").result()
-        )
+        models: list[Any] = Task(lambda: asyncio.run(self._listed_models()), "datadreamer_like-models").result()
         named = [model for model in models if model.id == self.model_name]
         for model in named or (models if len(models) == 1 else []):
             facts: dict[str, Any] = model.to_dict()

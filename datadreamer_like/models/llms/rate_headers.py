@@ -50,13 +50,16 @@ def reported_limits(headers: Mapping[str, str]) -> dict[str, Reported]:
     """Returns the limits in a reply's headers, by the name of what is left: OpenAI's form, Anthropic's, or Mistral's.
 
     The rate follows from the time in which a limit that is partly used is whole again, or from the window that the
-    limit's name says. Limits without either, or without their size (Azure's), are left out.
+    limit's name says. Limits without either, and of tokens without their size (Azure's), are left out.
     """
     found = {}
     for name, left in _remaining(headers).items():
         reset = _reset(headers, name)
         with suppress(ValueError):
-            limit = float(headers.get(name.replace("remaining", "limit"), ""))
+            size = headers.get(name.replace("remaining", "limit"))
+            if size is None and "token" in name:
+                continue
+            limit = max(float(left), 1.0) if size is None else float(size)
             if reset is None and (window := _WINDOWS.get(name.rpartition("-")[2])) is not None and limit > 0:
                 reset = window * (limit - float(left)) / limit
             # Some servers send zeros where there is no limit.
