@@ -8,7 +8,7 @@ import random
 import signal
 import sqlite3
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +59,10 @@ def finish(process: Any) -> None:
 def checkpoints(folder: Path) -> list[int]:
     """The epochs of the complete checkpoints."""
     found = []
-    for state in folder.glob(".work/*/checkpoints/checkpoint-*/trainer_state.json"):
-        try:
-            found.append(round(json.loads(state.read_text())["epoch"]))
-        except (ValueError, OSError):
-            continue
+    with suppress(FileNotFoundError):  # a folder that the training removes while it is searched
+        for state in folder.glob(".work/*/checkpoints/checkpoint-*/trainer_state.json"):
+            with suppress(ValueError, OSError):
+                found.append(round(json.loads(state.read_text())["epoch"]))
     return sorted(found)
 
 
