@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection
+from functools import cache
 from importlib.util import find_spec
 from typing import Literal
 
@@ -50,10 +51,15 @@ def _why_not(backend: Chosen, x: Tensor) -> str | None:
     if backend == "cpu" and x.device.type != "cpu":
         return f"takes tensors on the CPU, and this one is on {x.device}"
     if backend == "triton":
-        if find_spec("triton") is None:
+        if not _has_triton():
             return "needs the package triton, which is not installed"
         if not x.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
             return f"takes tensors on a GPU, and this one is on {x.device}"
         if x.dtype == torch.float64:
             return "takes floats of at most 32 bits, and this tensor is torch.float64"
     return None
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None

@@ -87,14 +87,14 @@ def codebook_linear(x: Tensor, packed: Tensor, levels: Tensor, *, backend: Backe
     rows = x.reshape(-1, inputs)
     chosen = choose(
         "codebook_linear", backend, x, offered=("reference", "cpu", "triton"),
-        automatic=not x.is_cuda or (bits in _TRITON_BITS and len(rows) <= MATVEC_ROWS),
+        automatic=not x.is_cuda or (bits in _TRITON_BITS and 0 < len(rows) <= MATVEC_ROWS),
     )  # fmt: skip
     if chosen == "triton":
         if bits not in _TRITON_BITS:
             raise DefinitionError(f'backend="triton" of codebook_linear takes 1 to 4 bits, not {bits}.')
-        from .triton.codebook import matvec
+        from .triton.lookup import matvec
 
-        y = matvec(rows, packed, levels, bits)
+        y = matvec(rows, packed.contiguous(), levels, bits, len(packed))
     elif chosen == "cpu":
         levels = levels.to(x.dtype)
         y = in_blocks(rows, len(packed), lambda part: codebook_dequantize(packed[part], levels, inputs))

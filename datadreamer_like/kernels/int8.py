@@ -92,13 +92,17 @@ def _forward(
     if packed is not None and rows.shape[0]:
         y = packed_linear(rows, packed, bias, granularity, bits)
         return y.to(x.dtype).view(*x.shape[:-1], weight.shape[0])
-    axis = -1 if granularity == "token" else None
-    codes, scale = absmax_quantize(rows.float(), bits or 8, axis, backend="reference")
     if on_gpu and rows.shape[0]:
-        from .triton.int8 import scaled_product
+        from .triton.int8 import quantize_rows, scaled_product
 
+        if granularity == "token":
+            codes, scale = quantize_rows(rows, 2 ** ((bits or 8) - 1) - 1)
+        else:
+            codes, scale = absmax_quantize(rows.float(), bits or 8, None, backend="reference")
         y = scaled_product(codes, scale, weight, weight_scale, bias)
     else:
+        axis = -1 if granularity == "token" else None
+        codes, scale = absmax_quantize(rows.float(), bits or 8, axis, backend="reference")
         product = int8_matmul(codes, weight) * weight_scale.flatten()
         y = product.mul_(scale) if bias is None else torch.addcmul(bias.float(), product, scale)
     return y.to(x.dtype).view(*x.shape[:-1], weight.shape[0])

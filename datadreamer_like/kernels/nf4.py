@@ -123,20 +123,27 @@ def nf4_linear(
         outputs: Number of rows of W.
         block_size: That of quantizing.
         backend: "reference" dequantizes the whole weight; "cpu" a cache-sized block of rows at a time; "triton" decodes
-            in registers, where `in` is even. None chooses "triton" on a GPU for up to 8 rows of x, and "cpu" on a CPU.
+            in registers, where `block_size` divides `in` and is a multiple of 8. None chooses "triton" on a GPU for
+            up to 8 rows of x, and "cpu" on a CPU.
     """
     inputs = x.shape[-1]
     rows = x.reshape(-1, inputs)
+    whole = block_size % 8 == 0 and inputs % block_size == 0
     chosen = choose(
         "nf4_linear", backend, x, offered=("reference", "cpu", "triton"),
-        automatic=not x.is_cuda or (inputs % 2 == 0 and len(rows) <= MATVEC_ROWS),
+        automatic=not x.is_cuda or (whole and 0 < len(rows) <= MATVEC_ROWS),
     )  # fmt: skip
     if chosen == "triton":
-        if inputs % 2:
-            raise DefinitionError(f'backend="triton" of nf4_linear takes an even number of inputs, not {inputs}.')
-        from .triton.nf4 import matvec
+        if not whole:
+            raise DefinitionError(
+                f'backend="triton" of nf4_linear takes rows of whole blocks of a multiple of 8, not {inputs} inputs '
+                f"in blocks of {block_size}."
+            )
+        from .triton.lookup import matvec
 
-        return matvec(rows, packed, absmax, _levels(x.device)[0], outputs, block_size).view(*x.shape[:-1], outputs)
+        scaled: Any = {"scales": absmax, "codes_per_scale": block_size, "high_first": True}
+        y = matvec(rows, packed.contiguous(), _levels(x.device)[0], 4, outputs, **scaled)
+        return y.view(*x.shape[:-1], outputs)
     if chosen == "reference":
         shape = (outputs, inputs)
         options: Any = {"block_size": block_size, "dtype": x.dtype, "backend": None if x.is_cuda else "reference"}

@@ -28,7 +28,7 @@ from .interpreted import INTERPRETED, passes_interpreted
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 interpreted = pytest.mark.skipif(not INTERPRETED and DEVICE == "cpu", reason="runs in the interpreter, started below")
-CASES = [(1, 96, 40, torch.bfloat16), (3, 258, 17, torch.float32)]
+CASES = [(1, 128, 40, torch.bfloat16), (3, 1344, 17, torch.float32)]
 
 
 def random(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -57,6 +57,15 @@ class TestTriton:
         )
         close(found, exact, dtype)
 
+    def test_a_row_that_is_not_finite_gives_no_numbers(
+        self, rows: int, inputs: int, outputs: int, dtype: torch.dtype
+    ) -> None:
+        x = random(rows, inputs, dtype=dtype)
+        x[-1, 7] = torch.inf if rows > 1 else torch.nan
+        y = int8_linear(x, *absmax_quantize(random(outputs, inputs), axis=-1), backend="triton")
+        assert y.isfinite().all(-1).tolist() == [True] * (rows - 1) + [False]
+        assert not y[-1].isfinite().any()
+
     def test_the_split_of_llm_int8(self, rows: int, inputs: int, outputs: int, dtype: torch.dtype) -> None:
         x = random(rows, inputs, dtype=dtype)
         x[:, 5] = 50
@@ -64,8 +73,12 @@ class TestTriton:
         found, exact = (llm_int8_linear(x, codes, scale, backend=backend) for backend in ("triton", "reference"))
         close(found, exact, dtype)
 
-    @pytest.mark.parametrize("bits", [2, 4])
-    def test_indices_of_levels(self, rows: int, inputs: int, outputs: int, dtype: torch.dtype, bits: int) -> None:
+    @pytest.mark.parametrize("bits", [1, 2, 3, 4])
+    @pytest.mark.parametrize("ragged", [0, 5])
+    def test_indices_of_levels(
+        self, rows: int, inputs: int, outputs: int, dtype: torch.dtype, bits: int, ragged: int
+    ) -> None:
+        inputs += ragged
         x, levels = random(rows, inputs, dtype=dtype), random(2**bits)
         codes = torch.randint(0, 2**bits, (outputs, inputs), generator=torch.Generator().manual_seed(0)).to(DEVICE)
         close(codebook_linear(x, pack_bits(codes, bits), levels, backend="triton"), x.float() @ levels[codes].T, dtype)
@@ -77,8 +90,10 @@ class TestTriton:
         found, exact = (gobo_linear(x, weight, backend=backend) for backend in ("triton", "reference"))
         close(found, exact, dtype)
 
-    @pytest.mark.parametrize("block_size", [32, 64])
+    @pytest.mark.parametrize("block_size", [32, 64, 24, 0])
     def test_nf4(self, rows: int, inputs: int, outputs: int, dtype: torch.dtype, block_size: int) -> None:
+        inputs += -inputs % (block_size or 1)
+        block_size = block_size or inputs
         codes, absmax = nf4_quantize(random(outputs, inputs), block_size)
         x, options = random(rows, inputs, dtype=dtype), {"block_size": block_size}
         found, exact = (
@@ -101,10 +116,10 @@ def test_what_the_triton_paths_cannot_do_is_refused() -> None:
         codebook_linear(
             random(1, 8), pack_bits(torch.zeros(2, 8, dtype=torch.int64), 5), torch.zeros(32), backend="triton"
         )
-    with pytest.raises(DefinitionError, match="an even number of inputs, not 7"):
-        nf4_linear(random(1, 7), *nf4_quantize(random(2, 7)), 2, backend="triton")
+    with pytest.raises(DefinitionError, match="whole blocks of a multiple of 8, not 80 inputs in blocks of 64"):
+        nf4_linear(random(1, 80), *nf4_quantize(random(2, 80)), 2, backend="triton")
     with pytest.raises(DefinitionError, match="at most 32 bits"):
-        nf4_linear(random(1, 8).double(), *nf4_quantize(random(2, 8)), 2, backend="triton")
+        nf4_linear(random(1, 64).double(), *nf4_quantize(random(2, 64)), 2, backend="triton")
 
 
 @pytest.mark.skipif(INTERPRETED or DEVICE == "cuda", reason="it is the interpreted run")
@@ -113,17 +128,31 @@ def test_the_kernels_pass_in_tritons_interpreter() -> None:
 
 
 KERNELS = {
+    ("int8", "_quantize_kernel"): (
+        {"x": "*bf16", "codes": "*i8", "scale": "*fp32", "largest": "fp32"},
+        {"BLOCK": 4096},
+    ),
+    ("int8", "_row_kernel"): (
+        {"a": "*i32", "b": "*i32", "a_scale": "*fp32", "b_scale": "*fp32", "bias": "*fp32", "y": "*fp32"},
+        {"BIASED": True, "PTX": True, "OUTPUTS": 8, "WORDS": 512},
+    ),
     ("int8", "_product_kernel"): (
-        {"a": "*i8", "a_scale": "*fp32", "b": "*i8", "b_scale": "*fp32", "bias": "*fp32", "y": "*fp32"},
-        {"BY_ROW": True, "BIASED": True, "BLOCK_M": 16, "BLOCK_N": 32, "BLOCK_K": 256},
+        {"a": "*i8", "b": "*i8", "a_scale": "*fp32", "b_scale": "*fp32", "bias": "*fp32", "y": "*fp32"},
+        {"BY_ROW": True, "BIASED": True, "BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 512},
     ),
-    ("codebook", "_matvec_kernel"): (
-        {"x": "*bf16", "packed": "*u8", "levels": "*fp32", "y": "*bf16"},
-        {"BITS": 3, "OUTPUTS": 16, "GROUPS": 64},
-    ),
-    ("nf4", "_matvec_kernel"): (
-        {"x": "*bf16", "packed": "*u8", "absmax": "*fp32", "levels": "*fp32", "y": "*bf16"},
-        {"OUTPUTS": 16, "BYTES": 128},
+    ("lookup", "_matvec_kernel"): (
+        {"x": "*fp32", "packed": "*i32", "levels": "*fp32", "scales": "*fp32", "y": "*bf16"},
+        {
+            "BITS": 4,
+            "CODES": 8,
+            "WHOLE": True,
+            "SCALE_WORDS": 8,
+            "HIGH_FIRST": True,
+            "PTX": True,
+            "EVEN": True,
+            "OUTPUTS": 4,
+            "WORDS": 128,
+        },
     ),
     ("binary", "_differing_kernel"): (
         {"a": "*i32", "b": "*i32", "found": "*i32"},
@@ -152,7 +181,7 @@ def test_triton_is_refused_for_tensors_on_a_cpu() -> None:
     with pytest.raises(
         DefinitionError, match=r'backend="triton" of nf4_linear (takes tensors on a GPU|needs the pack)'
     ):
-        nf4_linear(random(1, 8), *nf4_quantize(random(2, 8)), 2, backend="triton")
+        nf4_linear(random(1, 64), *nf4_quantize(random(2, 64)), 2, backend="triton")
 
 
 @pytest.mark.parametrize(("rows", "inputs", "outputs"), [(1, 48, 8), (4, 96, 3000), (2, 65, 4100)])
