@@ -17,7 +17,10 @@ from multiprocessing.reduction import DupFd
 from pathlib import Path
 from typing import Any
 
-CONTEXT = multiprocessing.get_context("forkserver")
+import torch
+
+# CUDA cannot be used in a fork of a process that has loaded it.
+CONTEXT = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "forkserver")
 CONTEXT.set_forkserver_preload(["tests.warm_libraries"])
 
 

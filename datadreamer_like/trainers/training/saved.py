@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor
 
+from datadreamer_like.distillation.outputs import Outputs
+from datadreamer_like.distillation.teacher import device_of
 from datadreamer_like.errors import StorageError
 from datadreamer_like.evaluation.tasks.examples import Examples
 from datadreamer_like.evaluation.tasks.task import Task, run_model
@@ -33,10 +37,18 @@ def check_saved(saved: TrainedModel, model: Any, task: Task, validation: Example
     model = extract_model_from_parallel(model, keep_fp32_wrapper=False)  # without the loop's mixed precision
     batch = task.collate([validation[row] for row in rows])
     wants = frozenset({"logits"})
+
+    def logits(each: Any, run: Callable[..., Outputs]) -> Tensor | None:
+        # A quantized model stays on the device where it was trained.
+        device = device_of(each)
+        given = run(each, {name: value.to(device) for name, value in batch.items()}, wants).logits
+        return None if given is None else given.cpu()
+
     with torch.no_grad():
-        expected, found = (task.forward(each, batch, wants).logits for each in (model, saved.model))
+        expected, found = (logits(each, task.forward) for each in (model, saved.model))
         if expected is not None and not expected.numel():  # prompts of one token have no next one
-            expected, found = (run_model(each, batch, wants, use_cache=False).logits for each in (model, saved.model))
+            run = partial(run_model, use_cache=False)
+            expected, found = (logits(each, run) for each in (model, saved.model))
     assert expected is not None
     assert found is not None
     check_same_logits(expected, found, saved)
