@@ -6,7 +6,7 @@ import inspect
 import logging
 from typing import Any, ClassVar
 
-from datadreamer_like.errors import ArgumentTypeError, DefinitionError, check_number
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError, check_number, with_article
 from datadreamer_like.formats.modules import linears
 from datadreamer_like.graph.output import Column
 from datadreamer_like.pruning import Magnitude
@@ -110,8 +110,8 @@ class LotteryTicket:
             made = make_trainer(trainer, f"{name}, {title}", **named)
             if not isinstance(made, HFTrainer):
                 raise ArgumentTypeError(
-                    f'"{name}": trainer makes a {type(made).__name__}, which has no transformers model to rewind. Pass '
-                    "one that trains the weights of a model, such as TrainHFClassifier."
+                    f'"{name}": trainer makes {with_article(type(made))}, which has no transformers model to rewind. '
+                    "Pass one that trains the weights of a model, such as TrainHFClassifier."
                 )
             check_options(self, made, options, ())
             return made.train(**_taken(self, made, columns), **{**options, **changed})
@@ -174,8 +174,8 @@ def _taken(recipe: LotteryTicket, trainer: HFTrainer, columns: dict[str, Column 
     takes = inspect.signature(train).parameters
     if "train_input" not in takes:
         raise ArgumentTypeError(
-            f'"{recipe.name}": trainer makes a {type(trainer).__name__}, which does not train on {", ".join(columns)}. '
-            "Pass one that does, such as TrainHFClassifier or TrainHFFineTune."
+            f'"{recipe.name}": trainer makes {with_article(type(trainer))}, which does not train on '
+            f"{', '.join(columns)}. Pass one that does, such as TrainHFClassifier or TrainHFFineTune."
         )
     if extra := [name for name, column in columns.items() if column is not None and name not in takes]:
         raise DefinitionError(
