@@ -42,8 +42,12 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import math
+import re
 from collections.abc import Iterable
 from numbers import Integral, Real
+
+# Vowels, and letters whose names begin with one where a name begins with several capitals.
+_AN = re.compile(r"(?!Uni|[Uu]se)[AEIOUaeiou]|[FHLMNRSX](?=[A-Z0-9])")
 
 
 class DataDreamerError(Exception):
@@ -236,6 +240,12 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Returns ' Did you mean "x"?' for the closest known name, or an empty string."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f' Did you mean "{close[0]}"?' if close else ""
+
+
+def with_article(thing: str | type, a: str = "a") -> str:
+    """Returns a name, or that of a class, after the article that it is spoken with; `a` is "a" or "A"."""
+    name = thing if isinstance(thing, str) else thing.__name__
+    return f"{a}{'n' * bool(_AN.match(name))} {name}"
 
 
 def check_number(

@@ -13,9 +13,14 @@ from datadreamer_like.formats.sparse import sparse_names
 
 
 def masks(model: nn.Module) -> dict[str, Tensor]:
-    """Returns the mask of each pruned parameter, True for non-zero weights; compute them before training."""
-    parameters = dict(model.named_parameters())
-    return {name: parameters[name].detach() != 0 for name in sparse_names(model) if name in parameters}
+    """Returns the mask of each pruned parameter, True for non-zero weights; compute them before training.
+
+    `model` may hold the pruned one inside, as a `SentenceTransformer` does; names are those in `model`.
+    """
+    names, parameters = sparse_names(model), dict(model.named_parameters())
+    places = ["", *(f"{place}." for place, _ in model.named_modules() if place)]
+    inside = next((place for place in places if any(place + name in parameters for name in names)), "")
+    return {inside + name: parameters[inside + name].detach() != 0 for name in names if inside + name in parameters}
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DistilBertConfig, DistilBertForMaskedLM
 
-from datadreamer_like.errors import DefinitionError, MethodMisfit, check_number, check_sequence
+from datadreamer_like.errors import DefinitionError, MethodMisfit, check_number, check_sequence, with_article
 from datadreamer_like.kernels.divergences import check_temperature
 
 from .factored import fused_loss
@@ -129,8 +129,8 @@ def distilbert_student(teacher: Teacher, to: str | Path, layers: int | Sequence[
     bert, config = getattr(model, "bert", model), model.config
     if config.model_type != "bert" or config.is_decoder:
         raise MethodMisfit(
-            f"A DistilBERT student starts from a BERT encoder, and the teacher is a {type(model).__name__}. Remove "
-            "layers of other models with pruning.Layers."
+            f"A DistilBERT student starts from a BERT encoder, and the teacher is {with_article(type(model))}. "
+            "Remove layers of other models with pruning.Layers."
         )
     chosen = _chosen(layers, config.num_hidden_layers)
     with torch.random.fork_rng(devices=[]):

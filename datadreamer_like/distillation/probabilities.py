@@ -11,7 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, LabelError, did_you_mean
+from datadreamer_like.errors import (
+    ArgumentTypeError,
+    DataError,
+    DefinitionError,
+    LabelError,
+    did_you_mean,
+    with_article,
+)
 
 # Rounded probabilities, such as 0.33, 0.33 and 0.33, count as a whole.
 _SUM_TOLERANCE = 0.015
@@ -121,8 +128,8 @@ class Predictor:
     def __post_init__(self) -> None:
         if not callable(getattr(self.model, "predict_proba", None)):
             raise ArgumentTypeError(
-                f"A {type(self.model).__name__} has no predict_proba(texts), so it gives no probabilities. Pass a "
-                "classifier such as a scikit-learn pipeline over texts."
+                f"{with_article(type(self.model), 'A')} has no predict_proba(texts), so it gives no probabilities. "
+                "Pass a classifier such as a scikit-learn pipeline over texts."
             )
         names = self.classes if self.classes is not None else getattr(self.model, "classes_", None)
         if names is None:

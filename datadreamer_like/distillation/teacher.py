@@ -14,7 +14,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from datadreamer_like.errors import ArgumentTypeError, DataError, LabelError, MethodMisfit
+from datadreamer_like.errors import ArgumentTypeError, DataError, LabelError, MethodMisfit, with_article
 
 from .tokens import NO_LIMIT, batch_of, flat_batch_of, max_tokens, parts_in_cache
 
@@ -94,9 +94,9 @@ def check_teacher(teacher: object) -> None:
         return
     if missing := [name for name in ("model", "tokenizer") if getattr_static(teacher, name, ...) is ...]:
         raise ArgumentTypeError(
-            f"A {type(teacher).__name__} cannot be a teacher: it has no {' and no '.join(missing)}. Pass a trainer, a "
-            "stage, a TrainedModel, or distillation.TeacherModel(model, tokenizer). A column of probabilities teaches "
-            "as train_output."
+            f"{with_article(type(teacher), 'A')} cannot be a teacher: it has no {' and no '.join(missing)}. Pass a "
+            "trainer, a stage, a TrainedModel, or distillation.TeacherModel(model, tokenizer). A column of "
+            "probabilities teaches as train_output."
         )
 
 

@@ -9,7 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, check_number, require_extra
+from datadreamer_like.errors import (
+    ArgumentTypeError,
+    DataError,
+    DefinitionError,
+    check_number,
+    require_extra,
+    with_article,
+)
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
@@ -136,7 +143,7 @@ def _checked(examples: Any, labels: Sequence[Any], classifier: Any, folds: int) 
     check_number(folds, "folds", 2, whole=True)
     if classifier is not None and not hasattr(classifier, "predict_proba"):
         raise ArgumentTypeError(
-            f"A {type(classifier).__name__} has no predict_proba. Pass a scikit-learn classifier that has."
+            f"{with_article(type(classifier), 'A')} has no predict_proba. Pass a scikit-learn classifier that has."
         )
     if not texts and (features.ndim != 2 or not np.isfinite(features.astype(np.float64)).all()):
         raise DataError("examples must be texts, or finite features [rows, dims].")

@@ -31,7 +31,8 @@ class Sensitivity:
 
     Attributes:
         divergences: Nats by bits, for each layer or block by name, in the order of the model: the mean of
-            `KL(p ‖ p')` over texts, or tokens of a language model, where p' is the output with that part quantized.
+            `KL(p ‖ p')` over texts, over the classes of each text where each is a decision of its own, or over tokens
+            of a language model, where p' is the output with that part quantized.
     """
 
     divergences: dict[str, dict[int, float]]

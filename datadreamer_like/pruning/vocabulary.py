@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from datadreamer_like.compression import CompressionMethod, Corpus
 from datadreamer_like.compression.method import already_quantized
-from datadreamer_like.errors import DataError, EmptyDataset, MethodMisfit, check_number
+from datadreamer_like.errors import DataError, EmptyDataset, MethodMisfit, check_number, with_article
 from datadreamer_like.formats.modules import token_embeddings
 
 
@@ -204,7 +204,7 @@ class Subwords:
         """The reason why this tokenizer cannot be trimmed, or None."""
         kind = self._model["type"]
         if kind not in ("WordPiece", "BPE", "Unigram"):
-            return f"its tokenizer is a {kind}; WordPiece, BPE and Unigram can be trimmed."
+            return f"its tokenizer is {with_article(kind)}; WordPiece, BPE and Unigram can be trimmed."
         if kind == "BPE" and (self._model.get("continuing_subword_prefix") or self._model.get("end_of_word_suffix")):
             return (
                 "its tokenizer is a BPE that marks pieces by prefix or suffix, whose merges this method cannot follow."

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import inspect
 import logging
+from collections.abc import Callable
 from typing import Any, ClassVar
 
-from datadreamer_like.errors import ArgumentTypeError, DefinitionError, check_number
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError, check_number, with_article
 from datadreamer_like.formats.modules import linears
 from datadreamer_like.graph.output import Column
 from datadreamer_like.pruning import Magnitude
@@ -25,8 +26,11 @@ _METRICS = (
     TableColumn("accuracy", "accuracy", "%", ".1f", 100),
     TableColumn("macro_f1", "macro-F1", "%", ".1f", 100),
     TableColumn("f1", "F1", "%", ".1f", 100),
-    TableColumn("loss", "loss", "nats", ".3f"),
+    TableColumn("loss", "loss", "", ".3f"),
     TableColumn("perplexity", "perplexity", "", ".2f"),
+    TableColumn("cosine_mrr@10", "MRR@10", "%", ".1f", 100),
+    TableColumn("cosine_accuracy", "triplets right", "%", ".1f", 100),
+    TableColumn("spearman_cosine", "rank correlation", "%", ".1f", 100),
 )
 _ARGUMENTS = ("train_input", "train_output", "validation_input", "validation_output")
 
@@ -47,7 +51,8 @@ class LotteryTicket:
         trainer: Makes an untrained trainer of a name, and takes `model_name`: `partial(TrainHFClassifier,
             model_name=...)`, or another trainer of transformers models.
         train_input, train_output, validation_input, validation_output: Columns, see the trainer's `train`; None for
-            one that it does not take, as the outputs of `TrainHFMaskedLM`.
+            those that it does not take, as the outputs of `TrainHFMaskedLM`. Those of `TrainSentenceTransformer` are
+            given by their own names, such as `train_anchors=...`.
         rounds: Number of prunings.
         share: Share of the weights left that each round removes; of the output layer's, half of it.
         scope: "layer" removes the share from each weight matrix, as in the paper's small networks; "model" compares all
@@ -55,7 +60,7 @@ class LotteryTicket:
         rewind_step: Optimizer steps from the model that the trainer names to the start; 0 for that model itself.
         controls: Whether to train the last ticket's two controls too: the same zeros with weights drawn anew, and as
             many zeros in random places with the first weights. A winning ticket is better than both.
-        **options: Options of the trainer's `train`, for all trainings.
+        **options: Options of the trainer's `train`, and columns of other names, for all trainings.
 
     Attributes:
         start: The start, a trained node of `rewind_step` steps.
@@ -74,6 +79,10 @@ class LotteryTicket:
         ...     "Topics", partial(TrainHFClassifier, model_name=encoder), *columns, rounds=5, learning_rate=5e-5,
         ... )
         >>> found.students[-1].export(to="ticket")  # doctest: +SKIP
+        >>> LotteryTicket(  # doctest: +SKIP
+        ...     "Embedder", partial(TrainSentenceTransformer, model_name=encoder), train_anchors=questions,
+        ...     train_positives=answers, validation_anchors=others, validation_positives=their_answers,
+        ... )
     """
 
     papers = ("1803.03635", "1903.01611")
@@ -83,10 +92,10 @@ class LotteryTicket:
         self,
         name: str,
         trainer: MakeTrainer,
-        train_input: Column,
-        train_output: Column | None,
-        validation_input: Column,
-        validation_output: Column | None,
+        train_input: Column | None = None,
+        train_output: Column | None = None,
+        validation_input: Column | None = None,
+        validation_output: Column | None = None,
         *,
         rounds: int = 5,
         share: float = 0.2,
@@ -104,17 +113,21 @@ class LotteryTicket:
         Magnitude(share, scope)  # refuses an unknown scope before any work
         self.name, self._share = name, share
         columns = dict(zip(_ARGUMENTS, (train_input, train_output, validation_input, validation_output), strict=True))
+        columns |= {argument: value for argument, value in options.items() if isinstance(value, Column)}
+        options = {argument: value for argument, value in options.items() if argument not in columns}
 
         def train(title: str, start: Any = None, **changed: Any) -> Any:
             named = {} if start is None else {"model_name": start}
             made = make_trainer(trainer, f"{name}, {title}", **named)
             if not isinstance(made, HFTrainer):
                 raise ArgumentTypeError(
-                    f'"{name}": trainer makes a {type(made).__name__}, which has no transformers model to rewind. Pass '
-                    "one that trains the weights of a model, such as TrainHFClassifier."
+                    f'"{name}": trainer makes {with_article(type(made))}, which has no transformers model to rewind. '
+                    "Pass one that trains the weights of a model, such as TrainHFClassifier."
                 )
-            check_options(self, made, options, ())
-            return made.train(**_taken(self, made, columns), **{**options, **changed})
+            run = made.train_on([argument for argument, column in columns.items() if column is not None])
+            taken = _taken(self, made, run, columns)
+            check_options(self, made, options, (), run)
+            return run(**taken, **{**options, **changed})
 
         # A learning rate of 0 for one step leaves the weights as they are, and saves them with the trainer's new head.
         own = options.get("callbacks") or ()
@@ -124,13 +137,16 @@ class LotteryTicket:
         self.dense: Any = train("dense", self.start)
         self.tickets: list[Rewind] = []
         self.students: list[Any] = []
-        output = list(linears(self.start.model))[-1]
+        # An embedder's own model has the transformer inside, which has no output layer.
+        model = self.start.trained.model
+        output = list(linears(model))[-1:] if self.start.model is model else []
         self.start.unload_model()
         pruned: Any = None
         for number in range(1, rounds + 1):
             title = f"{name}, round {number}"
             of_output = 1 - (1 - share / 2) ** number
-            method = Magnitude(1 - (1 - share) ** number, scope, others=((f"{output}.weight", of_output),))
+            others = tuple((f"{layer}.weight", of_output) for layer in output)
+            method = Magnitude(1 - (1 - share) ** number, scope, others=others)
             pruned = Prune(f"{title}, pruned", (self.students or [self.dense])[-1], method)
             self.tickets.append(Rewind(f"{title}, ticket", pruned, to=self.start))
             self.students.append(train(f"round {number}", self.tickets[-1]))
@@ -168,17 +184,19 @@ class LotteryTicket:
         return str(self.table)
 
 
-def _taken(recipe: LotteryTicket, trainer: HFTrainer, columns: dict[str, Column | None]) -> dict[str, Column | None]:
-    """The columns that a trainer takes, by argument; refuses a trainer of others, and a column too many."""
-    train: Any = getattr(trainer, "train", None)
+def _taken(
+    recipe: LotteryTicket, trainer: HFTrainer, train: Callable[..., Any], columns: dict[str, Column | None]
+) -> dict[str, Column | None]:
+    """The columns that a trainer's method takes, by argument; refuses one too many, and a trainer of others."""
     takes = inspect.signature(train).parameters
-    if "train_input" not in takes:
-        raise ArgumentTypeError(
-            f'"{recipe.name}": trainer makes a {type(trainer).__name__}, which does not train on {", ".join(columns)}. '
-            "Pass one that does, such as TrainHFClassifier or TrainHFFineTune."
+    known = [name for name in takes if name.startswith(("train_", "validation_"))]
+    if unknown := [name for name in known if name not in columns]:
+        raise DefinitionError(
+            f'"{recipe.name}": trainer makes {with_article(type(trainer))}, which trains on {", ".join(known)}. Pass '
+            f"{', '.join(unknown)} too."
         )
     if extra := [name for name, column in columns.items() if column is not None and name not in takes]:
         raise DefinitionError(
-            f'"{recipe.name}": {type(trainer).__name__} takes no {" or ".join(extra)}. Pass None for it.'
+            f'"{recipe.name}": {type(trainer).__name__} takes no {" or ".join(extra)}. Leave it out, or pass None.'
         )
-    return {name: column for name, column in columns.items() if name in takes}
+    return {name: columns[name] for name in known}

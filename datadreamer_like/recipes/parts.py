@@ -133,14 +133,20 @@ def with_seed(trainer: Any, options: Mapping[str, Any], number: int) -> dict[str
     return {**options, "seed": options.get("seed", 42) + number}
 
 
-def check_options(recipe: Any, trainer: Any, options: Mapping[str, Any], decided: Collection[str]) -> None:
-    """Checks what a recipe passes on to `trainer.train`, before it does any work.
+def check_options(
+    recipe: Any,
+    trainer: Any,
+    options: Mapping[str, Any],
+    decided: Collection[str],
+    train: Callable[..., Any] | None = None,
+) -> None:
+    """Checks what a recipe passes on to `train`, by default `trainer.train`, before it does any work.
 
     Raises:
         DefinitionError: The trainer has no such option, a value is out of range, or the recipe has `decided` it.
     """
     what, own = f'"{recipe.name}"', inspect.signature(type(recipe)).parameters
-    taken = inspect.signature(trainer.train).parameters
+    taken = inspect.signature(train or trainer.train).parameters
     is_hf = isinstance(trainer, HFTrainer)
     fields = (
         [field.name for kind in (Training, trainer.arguments) for field in dataclasses.fields(kind)] if is_hf else []

@@ -13,6 +13,8 @@ from datadreamer_like.graph.identity import class_part
 from datadreamer_like.graph.positions import only_known
 from datadreamer_like.graph.results import Kept
 from datadreamer_like.models.quiet import quiet
+from datadreamer_like.models.trained.embedder_files import copy_modules
+from datadreamer_like.models.trained.model_files import write_card
 from datadreamer_like.models.trained.model_node import ModelNode
 from datadreamer_like.models.trained.trained_model import TrainedModel, loaded
 
@@ -79,5 +81,12 @@ class FreshWeights(Stage, ModelNode):
             self.card.base_model = self.source.card.base_model
             if self.source.node is None:
                 self.card.register("Model Name", self.source.path)
-            TrainedModel.save(fresh, self.source.tokenizer, draft / self.MODEL_FOLDER, self.card)
+            folder = draft / self.MODEL_FOLDER
+            TrainedModel.save(fresh, self.source.tokenizer, folder)
+            if learned := copy_modules(self.source.path, folder):
+                raise MethodMisfit(
+                    f'"{self.name}": the weights of {", ".join(learned)} in {self.source!r} are not drawn anew. Pass '
+                    "an embedder whose other modules have no weights, such as pooling and normalisation."
+                )
+            write_card(folder, self.card)
         return self.kept()

@@ -15,6 +15,8 @@ from datadreamer_like.graph.identity import class_part
 from datadreamer_like.graph.positions import only_known
 from datadreamer_like.graph.results import Kept
 from datadreamer_like.models.quiet import quiet
+from datadreamer_like.models.trained.embedder_files import copy_modules
+from datadreamer_like.models.trained.model_files import write_card
 from datadreamer_like.models.trained.model_node import ModelNode
 from datadreamer_like.models.trained.trained_model import TrainedModel, loaded
 
@@ -106,5 +108,8 @@ class Rewind(Stage, ModelNode):
             if self.to.node is None:
                 self.card.register("Model Name", self.to.path)
                 self.card.base_model = self.to.card.base_model or self.to.path
-            TrainedModel.save(ticket, source.tokenizer, draft / self.MODEL_FOLDER, self.card)
+            folder = draft / self.MODEL_FOLDER
+            TrainedModel.save(ticket, source.tokenizer, folder)
+            copy_modules(self.to.path, folder)
+            write_card(folder, self.card)
         return self.kept()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, Self, Unpack, cast
 
 from datadreamer_like.errors import DefinitionError, check_number, did_you_mean
@@ -72,12 +72,21 @@ class TrainSentenceTransformer(EmbedderTrainer):
         Raises:
             DefinitionError: No method has these columns.
         """
-        given = {name.removeprefix("train_") for name in kwargs if name.startswith("train_")}
-        for method, columns in _COLUMNS.items():
-            if given == {*columns} and not args and (method != "train_with_triplets" or "teacher" not in kwargs):
-                return cast("Self", getattr(self, method)(**kwargs))
+        names = [name for name in kwargs if name.startswith(("train_", "validation_"))]
+        return self.train_on(names if not args else ())(**kwargs)
+
+    def train_on(self, columns: Collection[str]) -> Callable[..., Self]:
+        """Returns the method that trains on columns of these names, such as "train_anchors".
+
+        Raises:
+            DefinitionError: No method has these columns.
+        """
+        given = {name.removeprefix("train_") for name in columns if name.startswith("train_")}
+        for method, names in _COLUMNS.items():
+            if given == {*names}:
+                return cast("Callable[..., Self]", getattr(self, method))
         listed = "; ".join(
-            f"{method}({', '.join(f'train_{column}' for column in columns)})" for method, columns in _COLUMNS.items()
+            f"{method}({', '.join(f'train_{name}' for name in names)})" for method, names in _COLUMNS.items()
         )
         raise DefinitionError(
             f'"{self.name}": an embedder is trained by a method for its columns. There are: {listed}.'

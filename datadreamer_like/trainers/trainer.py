@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -53,6 +53,10 @@ class Trainer(ModelNode, ABC):
     @abstractmethod
     def train(self, *args: Any, **kwargs: Any) -> Self:
         """Trains, or loads the cached result."""
+
+    def train_on(self, columns: Collection[str]) -> Callable[..., Self]:
+        """Returns the method that trains on columns of these names: `train`, or one of several of a subclass."""
+        return self.train
 
     def need_session(self) -> None:
         """Raises `SessionError` if the trainer was made outside a session."""

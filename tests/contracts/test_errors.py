@@ -6,6 +6,7 @@ import builtins
 import inspect
 import pickle
 import re
+from pathlib import Path
 
 import pytest
 
@@ -54,3 +55,22 @@ def test_every_error_shows_its_message_as_it_is_and_survives_a_pickle(kind: type
     again = pickle.loads(pickle.dumps(error))
     assert type(again) is kind
     assert str(again) == str(error)
+
+
+@pytest.mark.parametrize(
+    ("article", "names"),
+    [
+        ("a", "BertModel list Unigram UserModel ndarray LlamaForCausalLM Linear"),
+        ("an", "OnnxModel int ElectraModel LLM NF4 MPNetModel HFTransformers XLMRobertaModel"),
+    ],
+)
+def test_a_class_is_named_with_the_article_that_it_is_spoken_with(article: str, names: str) -> None:
+    for name in names.split():
+        assert errors.with_article(name) == f"{article} {name}"
+    assert errors.with_article(OSError, "A") == "An OSError"
+
+
+def test_no_message_writes_the_article_of_a_class_itself() -> None:
+    package = Path(errors.__file__).parent
+    wrong = re.compile(r"\b[Aa]n? \{type\(")
+    assert [str(file) for file in package.rglob("*.py") if wrong.search(file.read_text(encoding="utf-8"))] == []

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
+import transformers
 
 from datadreamer_like.errors import DataDreamerError, DataError, StorageError
 from datadreamer_like.graph import Card
@@ -70,6 +71,8 @@ def test_so_is_that_of_a_quantized_model(saved: Path, tmp_path: Path):
         ({"num_attention_heads": 2}, '"num_attention_heads" was 4 when the model was saved, and is 2 now'),
         ({"layer_norm_eps": 1e-3}, '"layer_norm_eps" was 1e-12 when'),
         ({"id2label": {"0": "b", "1": "a", "2": "c"}}, '"id2label" was {"0": "a"'),
+        ({"id2label": {"0": "new", "1": "a", "2": "c"}}, '"id2label" was {"0": "a"'),
+        ({"label2id": {"b": 0, "a": 1, "c": 2}}, '"label2id" was {"a": 0'),
         ({"hidden_act": None}, '"hidden_act" was "gelu" when the model was saved, and is missing now'),
         ({"position_embedding_type": "relative_key"}, '"position_embedding_type" was missing when'),
         ({"hidden_size": 64}, '"hidden_size" was 32'),
@@ -83,9 +86,47 @@ def test_a_saved_model_whose_config_was_edited_is_refused(
     source = TrainedModel.load(saved)
     model = NF4().apply(source.model) if small else source.model
     TrainedModel.save(model, source.tokenizer, tmp_path / "saved", Card("Model", "trainer", "TrainHFClassifier"))
-    _ = edited(tmp_path / "saved", tmp_path / "copy", _name_or_path="elsewhere", transformers_version="9").model
     with pytest.raises(StorageError, match=r"config\.json: " + says):
         _ = edited(tmp_path / "saved", tmp_path / "edited", **changes).model
+
+
+HARMLESS: list[dict[str, Any]] = [
+    {"_name_or_path": "elsewhere", "transformers_version": "9"},
+    {"use_cache": False},
+    {"dtype": None, "torch_dtype": "float32"},
+    {"id2label": {"0": "good", "1": "b", "2": "poor"}, "label2id": {"good": 0, "b": 1, "poor": 2}},
+]
+
+
+@pytest.mark.parametrize("changes", HARMLESS, ids=str)
+def test_an_edit_that_changes_no_answer_is_taken(saved: Path, tmp_path: Path, changes: dict[str, Any]):
+    source = TrainedModel.load(saved)
+    before = TrainedModel.save(source.model, source.tokenizer, tmp_path / "saved", Card("Model", "trainer", "Trainer"))
+    after = edited(tmp_path / "saved", tmp_path / "edited", **changes)
+    assert (after.logits(["the cat", "the mat"]) == before.logits(["the cat", "the mat"])).all()
+    assert after.labels == list(changes.get("id2label", before.config.id2label).values())
+
+
+@pytest.mark.parametrize(
+    ("kind", "old", "new", "taken"),
+    [
+        (transformers.LlamaForCausalLM, 0, 2, True),
+        (transformers.LlamaForCausalLM, 0, None, True),
+        (transformers.LlamaForSequenceClassification, None, 2, True),
+        (transformers.LlamaForSequenceClassification, 0, 2, False),
+    ],
+)
+def test_padding_counts_where_the_last_token_of_a_text_is_found_by_it(tmp_path, kind, old, new, taken):
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = kind(transformers.LlamaConfig(**sizes, vocab_size=20, pad_token_id=old))
+    TrainedModel.save(model, None, tmp_path / "saved", Card("Model", "trainer", "Trainer"))
+    config = json.loads((tmp_path / "saved" / "config.json").read_text()) | {"pad_token_id": new}
+    (tmp_path / "saved" / "config.json").write_text(json.dumps(config))
+    if taken:
+        assert TrainedModel.load(tmp_path / "saved").model.config.pad_token_id == new
+        return
+    with pytest.raises(StorageError, match='"pad_token_id" was 0 when the model was saved, and is 2 now'):
+        _ = TrainedModel.load(tmp_path / "saved").model
 
 
 def test_a_config_that_is_no_object_is_refused(saved: Path, tmp_path: Path):

@@ -9,6 +9,7 @@ import pytest
 import tiny_models
 import torch
 import transformers
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from trainers.conftest import opinions
 from transformers import AutoModelForSequenceClassification
 
@@ -153,9 +154,31 @@ def test_a_language_model_gives_a_ticket_with_the_metrics_that_it_has(session, t
     assert found.students[0].metrics["perplexity"] > 1
     with pytest.raises(DefinitionError, match='"U": TrainHFMaskedLM takes no train_output or validation_output'):
         LotteryTicket("U", masked, **given)
+
+
+def test_an_embedder_gives_a_ticket_by_the_names_of_its_columns(session, tiny_encoder):
+    given = columns(8, 4)
     embedder = partial(TrainSentenceTransformer, model_name=str(tiny_encoder), device="cpu")
-    with pytest.raises(ArgumentTypeError, match='"V": trainer makes a TrainSentenceTransformer, which does not train'):
-        LotteryTicket("V", embedder, **given)
+    splits, names = ("train", "validation"), ("anchors", "positives")
+    pairs = {f"{split}_{name}": given[f"{split}_input"] for split in splits for name in names}
+    options = {"epochs": 1, "batch_size": 8, "learning_rate": 1e-3, "loss": MultipleNegativesRankingLoss}
+    found = LotteryTicket("T", embedder, **pairs, rounds=1, share=0.5, **options)
+    models = (found.start, found.tickets[0], found.students[0])
+    start, ticket, student = (each.trained.model.state_dict() for each in models)
+    for name in matrices(start):
+        kept = ticket[name] != 0
+        assert int(kept.sum()) == kept.numel() // 2, name
+        assert torch.equal(ticket[name][kept], start[name][kept]), name
+        assert torch.equal(student[name] != 0, kept), name
+    for model in (*found.students, *found.controls.values()):
+        assert [type(module) for module in model.model] == [type(module) for module in found.start.model]
+    assert "MRR@10" in str(found)
+    with pytest.raises(DefinitionError, match="an embedder is trained by a method for its columns"):
+        LotteryTicket("U", embedder, **given)
+    with pytest.raises(DefinitionError, match='"V": TrainHFClassifier takes no train_anchors'):
+        LotteryTicket("V", partial(TrainHFClassifier, model_name=str(tiny_encoder)), **given, **pairs)
+    with pytest.raises(DefinitionError, match='Did you mean "learning_rate"'):
+        LotteryTicket("W", embedder, **pairs, learning_rte=1e-3)
 
 
 def test_what_makes_no_ticket_is_refused_before_any_work(session, trainer):

@@ -21,7 +21,7 @@ from transformers import AutoModel, AutoTokenizer, BertForSequenceClassification
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, EmptyDataset, MethodMisfit
 from datadreamer_like.models import SentenceTransformersEmbedder, TrainedModel
 from datadreamer_like.pruning import Magnitude
-from datadreamer_like.stages import Prune
+from datadreamer_like.stages import FreshWeights, Prune
 from datadreamer_like.trainers import TrainSentenceTransformer, cut_layers
 from datadreamer_like.trainers.training.embedding_teachers import principal_directions
 
@@ -145,6 +145,8 @@ def test_a_pruned_embedder_keeps_its_pooling_and_the_modules_after_it(session, c
     assert np.abs(expected - trainer.model.encode(["the good tea", "a bad film"])).max() > 1e-3
     found = SentenceTransformersEmbedder(slim).run(["the good tea", "a bad film"])
     np.testing.assert_allclose(np.array(found), expected, atol=1e-6)
+    with pytest.raises(MethodMisfit, match=r"the weights of 2_Dense/model\.safetensors in .* are not drawn anew"):
+        FreshWeights("Fresh", trainer)
 
 
 def test_pairs_make_an_embedder_that_other_tools_open(session, tiny_encoder, tmp_path):

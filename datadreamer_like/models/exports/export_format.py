@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from datadreamer_like.errors import with_article
 from datadreamer_like.formats import layouts
 
 from .int4 import Codes
@@ -74,7 +75,7 @@ def not_transformers(model: Any) -> str | None:
     """Returns why a model is none that other runtimes know; None if it is one."""
     config = model.config
     if str(config.model_type).startswith("datadreamer_"):
-        return f'it is a {type(model).__name__}, which only this package runs. Export it as "safetensors".'
+        return f'it is {with_article(type(model))}, which only this package runs. Export it as "safetensors".'
     if getattr(config, "is_encoder_decoder", False):
         return 'it is an encoder-decoder, and only "safetensors" can hold those.'
     if hasattr(model, "peft_config"):

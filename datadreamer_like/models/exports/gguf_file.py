@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from datadreamer_like.errors import DefinitionError, MethodMisfit, StorageError
+from datadreamer_like.errors import DefinitionError, MethodMisfit, StorageError, with_article
 
 from ..llms.gguf import read_gguf_header
 from ..llms.llamacpp_server import LlamaServer
@@ -71,7 +71,8 @@ class GGUF(ExportFormat):
             return reason
         if config.model_type not in _ARCHITECTURES or not type(model).__name__.endswith("ForCausalLM"):
             known = ", ".join(_ARCHITECTURES)
-            return f'llama.cpp generates text, with models of types {known}. Export a {type(model).__name__} as "onnx".'
+            kind = with_article(type(model))
+            return f'llama.cpp generates text, with models of types {known}. Export {kind} as "onnx".'
         rope = getattr(config, "rope_parameters", None) or {}
         if rope.get("rope_type", "default") != "default":
             return f'its rotary embedding is scaled ({rope["rope_type"]}). Choose "compressed-tensors".'

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from datadreamer_like.errors import did_you_mean
+from datadreamer_like.errors import did_you_mean, with_article
 
 _NAME = "config.json"
 
@@ -22,7 +22,7 @@ def config_fault(folder: Path) -> str | None:
         return None
     saved = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(saved, dict):
-        return f"{path} holds a {type(saved).__name__}; it must be an object with the values of a model's config."
+        return f"{path} holds {with_article(type(saved))}; it must be an object with the values of a model's config."
     if "auto_map" in saved:  # an architecture whose code is in the folder
         return None
     reason = _wrong_type(saved) or _wrong_value(saved) or _wrong_sizes(folder, saved)

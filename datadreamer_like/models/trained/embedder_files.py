@@ -10,21 +10,22 @@ _OWN = ("modules.json", "config_sentence_transformers.json", "sentence_bert_conf
 _OF_MODULE = ("config.json", "model.safetensors", "pytorch_model.bin")
 
 
-def copy_modules(source: str, folder: Path) -> None:
+def copy_modules(source: str, folder: Path) -> list[str]:
     """Copies the other modules of an embedder, a folder or an id on the Hub, to a folder with its changed transformer.
 
-    Nothing is copied if `source` is no embedder, such as a GGUF file.
+    Returns the files with weights, such as "2_Dense/model.safetensors". Nothing is copied if `source` is no embedder,
+    such as a GGUF file.
     """
     listed = None if Path(source).is_file() else _file(source, "modules.json")
     modules = [] if listed is None else json.loads(listed.read_text(encoding="utf-8"))
     if not modules or modules[0]["path"]:  # the transformer of most is in the folder itself
-        return
+        return []
     inner = [f"{module['path']}/{name}" for module in modules[1:] for name in _OF_MODULE if module["path"]]
-    for name in (*_OWN, *inner):
-        found = _file(source, name)
-        if found is not None:
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(found, folder / name)
+    files = {name: found for name in (*_OWN, *inner) if (found := _file(source, name)) is not None}
+    for name, found in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(found, folder / name)
+    return [name for name in files if not name.endswith(".json")]
 
 
 def _file(source: str, name: str) -> Path | None:

@@ -21,8 +21,10 @@ _WEIGHTS = "weights"
 """Key of the weights' digests in a card's file."""
 _CONFIG = "config"
 """Key of the values of `config.json` in a card's file."""
-_NOT_VALUES = ("_name_or_path", "transformers_version")
-"""Keys of `config.json` that say where a model came from; publishing leaves a local path out."""
+_NOT_VALUES = ("_name_or_path", "transformers_version", "use_cache")
+"""Keys of `config.json` that decide no answer: where the model came from, and speed."""
+_FORMER = {"torch_dtype": "dtype"}
+"""Keys of earlier versions of transformers, and what they are called now."""
 
 
 def model_files(folder: Path) -> list[Path]:
@@ -76,9 +78,11 @@ def check_saved_files(folder: Path) -> None:
         before, now = saved.get(_CONFIG), _config_values(folder)
     if before is None or now is None:
         return
+    # Cards of before have keys that do not count now.
+    before = _counted(before)
     for key in [*before, *now]:
         old, new = (json.dumps(each[key]) if key in each else "missing" for each in (before, now))
-        if old != new:
+        if old != new and not _is_harmless(key, before, now):
             what = f'"{key}" was {old:.60} when the model was saved, and is {new:.60} now.'
             raise StorageError(f"{folder / _CONFIG_NAME}: {what} {advice}")
 
@@ -89,7 +93,30 @@ def _config_values(folder: Path) -> dict[str, Any] | None:
         values = json.loads((folder / _CONFIG_NAME).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return None
-    return {key: value for key, value in values.items() if key not in _NOT_VALUES} if isinstance(values, dict) else None
+    return _counted(values) if isinstance(values, dict) else None
+
+
+def _counted(values: dict[str, Any]) -> dict[str, Any]:
+    """The values of a config that decide answers, by their keys of now."""
+    return {_FORMER.get(key, key): value for key, value in values.items() if key not in _NOT_VALUES}
+
+
+def _is_harmless(key: str, before: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether another value of a key leaves each answer what it was, but for the names of classes.
+
+    Classes may be renamed, but not change places. A model that had no padding may get some. A language model with
+    rotary positions masks it, so it may be any token; others count positions from it, or read the token before it.
+    """
+    old, new = before.get(key), now.get(key)
+    if key == "id2label" and isinstance(old, dict) and isinstance(new, dict):
+        renamed = {place for place in old if old[place] != new.get(place)}
+        return old.keys() == new.keys() and not {new[place] for place in renamed} & {*old.values()}
+    if key == "label2id":
+        return new == {name: int(place) for place, name in (now.get("id2label") or {}).items()}
+    if key == "pad_token_id":
+        generates = all(str(each).endswith("ForCausalLM") for each in now.get("architectures") or [""])
+        return old is None or (generates and bool({"rope_theta", "rope_parameters"} & now.keys()))
+    return False
 
 
 def damage_of(folder: Path) -> str | None:

@@ -11,7 +11,7 @@ from typing import Any, TypeGuard
 import numpy as np
 import pyarrow as pa
 
-from datadreamer_like.errors import DefinitionError, StepOutputError, did_you_mean
+from datadreamer_like.errors import DefinitionError, StepOutputError, did_you_mean, with_article
 from datadreamer_like.graph.node import Node
 from datadreamer_like.graph.origin import INPUT, Every, From, Origin, Piece, RowsFrom, Several, Stated, Traced
 from datadreamer_like.graph.output import OutputDatasetMixin, OutputIterableDataset, rows_of_iterable
@@ -243,7 +243,7 @@ def _side_by_side(
     else:
         for one in given:
             if not is_table(one):
-                raise expected.shapes.wrong(f"a {type(one).__name__} next to a dataset")
+                raise expected.shapes.wrong(f"{with_article(type(one))} next to a dataset")
         parts = [_rows_of(one) for one in given]
         names = [column for part in parts for column in part.columns]
         if sorted(names) != sorted(expected.outputs):

@@ -7,7 +7,7 @@ from collections.abc import Set as AbstractSet
 from itertools import chain
 from typing import Any, TypeAlias
 
-from datadreamer_like.errors import StepOutputError, StepOutputTypeError
+from datadreamer_like.errors import StepOutputError, StepOutputTypeError, with_article
 from datadreamer_like.graph.output import OutputDatasetColumnMixin, OutputDatasetMixin, OutputIterableDatasetColumn
 from datadreamer_like.graph.rows import Batch
 from datadreamer_like.storage.values import frame_columns
@@ -136,7 +136,7 @@ class Shapes:
             return None
         for column in columns:
             if not is_lazy_column(column) and not is_column(column):
-                raise self.wrong(f"a {type(column).__name__} among columns")
+                raise self.wrong(f"{with_article(type(column))} among columns")
         return [list(column) if isinstance(column, Iterator) else column for column in columns]
 
     def wrong(self, found: str) -> StepOutputError:
