@@ -121,7 +121,7 @@ def responses_answer(body: Body, options: Mapping[str, Any]) -> Answer:
     ]
     status = body.get("status") or "completed"
     if status == "incomplete":
-        status = (body.get("incomplete_details") or {}).get("reason")
+        status = (body.get("incomplete_details") or {}).get("reason") or status
     elif status != "completed":
         return failed(f"the response is {status}")
     reason = _FINISH_REASONS.get(str(status), status)
