@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -412,6 +413,25 @@ def test_what_a_batch_may_cost_stays_reserved_while_nobody_waits_for_it_and_is_p
     assert model(server, tmp_path, budget="1 USD").run(prompts(3), max_new_tokens=50) == echoes(prompts(3))
     assert spent_in(tmp_path) == pytest.approx(3 * (3 * 10.0 + 2 * 100.0) / 2 / 1e6)
     assert len(server.jobs) == 1
+
+
+def test_what_a_batch_that_the_provider_lost_may_cost_stays_counted_as_its_error_says(
+    server: BatchServer, tmp_path: Path
+) -> None:
+    server.drop = lambda method, path: "before" if path.endswith(("content", "results")) else None
+    with pytest.raises(ModelError):
+        model(server, tmp_path, budget="1 USD", retry_on_fail=False).run(prompts(3), max_new_tokens=50)
+    server.drop = lambda method, path: None
+    worst = spent_in(tmp_path)
+    (state,) = [file for file in left_in(tmp_path) if file.suffix == ".json"]
+    state.write_text(state.read_text().replace('batch_0"', 'batch_7"'))
+    with pytest.raises(ModelError, match=r"worst case of (\S+) USD then stays counted as spent") as raised:
+        model(server, tmp_path, budget="1 USD").run(prompts(3), max_new_tokens=50)
+    (said,) = re.findall(r"worst case of (\S+) USD", str(raised.value))
+    assert float(said) == pytest.approx(worst, rel=1e-2)
+    state.unlink()
+    assert model(server, tmp_path, budget="1 USD").run(prompts(3), max_new_tokens=50) == echoes(prompts(3))
+    assert spent_in(tmp_path) == pytest.approx(worst + 3 * (3 * 10.0 + 2 * 100.0) / 2 / 1e6)
 
 
 def test_a_plan_has_the_price_of_batches(tmp_path: Path) -> None:

@@ -206,6 +206,7 @@ FAILED: list[Any] = [
         "request": CHAT,
         "response": {**COMPLETION, "choices": [{"message": {"content": None}, "finish_reason": "length"}]},
     },
+    {**RESPONSES, "response": {**RESPONSES["response"], "status": "incomplete", "incomplete_details": None}},
 ]
 
 

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from warm import CONTEXT
 
 from datadreamer_like import DataDreamer, concurrent
 from datadreamer_like.errors import BadRequest, ModelError, Unavailable
@@ -142,3 +146,63 @@ def test_two_runs_read_in_turn_in_one_thread_wait_for_each_other_without_end(pai
     texts = [(one.text, two.text) for one, two in zip(*runs, strict=True)]
     assert texts == [(one.upper(), two.upper()) for one, two in zip(PROMPTS, PROMPTS[::-1], strict=True)]
     assert paid.asked == Counter(PROMPTS)
+
+
+class Logged(LLM):
+    """Notes in a file which process is asked for what; answers after 20 ms, `slow` prompts after 30 s."""
+
+    model_name = "logged"
+
+    def __init__(self, folder: Path, slow: tuple[str, ...] = ()) -> None:
+        super().__init__(folder)
+        self.slow = slow
+
+    def identity(self) -> dict[str, Any]:
+        return {}
+
+    async def answer(self, request: Request) -> Answer:
+        with (Path(str(self.cache_folder_path)) / "asked").open("a") as log:
+            log.write(f"{os.getpid()} {request.prompt}\n")
+        await asyncio.sleep(30 if request.prompt in self.slow else 0.02)
+        return Answer([str(request.prompt).upper()], 3, 2, ["stop"])
+
+
+def run_logged(folder: Path, prompts: list[str], slow: tuple[str, ...] = ()) -> None:
+    found = Logged(folder, slow).run(prompts, temperature=0.0, concurrency=8)
+    assert found == [prompt.upper() for prompt in prompts]
+
+
+def asked(folder: Path) -> list[tuple[int, str]]:
+    lines = (folder / "asked").read_text().splitlines() if (folder / "asked").exists() else []
+    return [(int(line.partition(" ")[0]), line.partition(" ")[2]) for line in lines]
+
+
+def test_processes_pay_once_for_the_prompts_that_they_share(tmp_path: Path) -> None:
+    both = [PROMPTS[:50], PROMPTS[:9:-1]]
+    others = [CONTEXT.Process(target=run_logged, args=(tmp_path, prompts)) for prompts in both]
+    for other in others:
+        other.start()
+    run_logged(tmp_path, PROMPTS)
+    for other in others:
+        other.join(20)
+        assert other.exitcode == 0
+    assert Counter(prompt for _, prompt in asked(tmp_path)) == Counter(PROMPTS)
+
+
+def test_a_process_waits_for_the_answer_of_another_until_that_one_is_killed(tmp_path: Path) -> None:
+    first = CONTEXT.Process(target=run_logged, args=(tmp_path, PROMPTS[:4], tuple(PROMPTS[:2])))
+    first.start()
+    while len(asked(tmp_path)) < 4:
+        time.sleep(0.01)
+    second = threading.Thread(target=run_logged, args=(tmp_path, PROMPTS[:9]), daemon=True)
+    second.start()
+    second.join(0.5)
+    # All but what the first process waits for.
+    assert second.is_alive()
+    assert Counter(prompt for _, prompt in asked(tmp_path)) == Counter(PROMPTS[:9])
+    assert first.pid is not None
+    os.kill(first.pid, signal.SIGKILL)
+    second.join(10)
+    assert not second.is_alive()
+    mine = Counter(prompt for process, prompt in asked(tmp_path) if process == os.getpid())
+    assert mine == Counter([*PROMPTS[:2], *PROMPTS[4:9]])

@@ -77,6 +77,7 @@ def test_endings_and_refusals_mean_what_they_mean(tmp_path: Path) -> None:
     cut = {"status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}}
     filtered = {"status": "incomplete", "incomplete_details": {"reason": "content_filter"}}
     failed = {"status": "failed", "error": {"code": "server_error", "message": "It broke."}}
+    parts = ("failed", "in_progress", "queued", "cancelled", "incomplete")
 
     def behave(body: dict[str, Any], before: int) -> Reply:
         prompt = body["input"][-1]["content"]
@@ -86,6 +87,8 @@ def test_endings_and_refusals_mean_what_they_mean(tmp_path: Path) -> None:
             return error(400, "Unsupported parameter: 'temperature' is not supported.", param="temperature")
         if prompt == "broken" and not before:
             return response(None, **failed)
+        if prompt in parts and not before:
+            return response("Not all of", status=prompt)
         if prompt == "invalid":
             return error(400, "Invalid 'input': too odd.", param="input")
         if prompt == "unknown":
@@ -102,6 +105,8 @@ def test_endings_and_refusals_mean_what_they_mean(tmp_path: Path) -> None:
         assert "content filter" in str(answers[3].error)
         assert isinstance(answers[4].error, ModelError)
         assert llm.run(["warm", "after"]) == ["fine", "fine"]
+        llm.retry_seconds = 0.001
+        assert llm.run(parts) == ["fine"] * 5
         with pytest.raises(AuthenticationFailed) as caught:
             llm.run(["unknown"])
     assert SECRET not in str(caught.value)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from flaky_server import FlakyServer, Reply
 
-from datadreamer_like.errors import ArgumentTypeError, BadRequest, DefinitionError
+from datadreamer_like.errors import ArgumentTypeError, BadRequest, DefinitionError, MalformedAnswer
 from datadreamer_like.models import LLM, Answer, LlamaCPP, OpenAI, Scored
 from datadreamer_like.models.llms.hf_transformers import HFTransformers
 from datadreamer_like.models.llms.scoring import score_tree
@@ -293,3 +293,30 @@ def test_a_server_without_log_probabilities_of_a_prompt_is_refused_at_its_first_
         with pytest.raises(DefinitionError, match="returns no log-probabilities of a prompt's tokens"):
             llm.score(["a", "b", "c"], [" yes"], concurrency=1)
         assert len(server.requests) == 1
+
+
+WITHOUT_MEANING = {
+    "no index": lambda choice: choice.pop("index"),
+    "a text": lambda choice: choice["logprobs"]["token_logprobs"].__setitem__(-2, "-1"),
+    "not a number": lambda choice: choice["logprobs"]["token_logprobs"].__setitem__(-2, math.nan),
+    "too few": lambda choice: choice["logprobs"].update(token_logprobs=[None]),
+    "too few choices": lambda choice: None,
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_MEANING)
+def test_log_probabilities_that_cannot_be_read_fail_their_row_alone(tmp_path: Path, name: str) -> None:
+    def reply(body: dict[str, Any], before: int) -> Reply:
+        answer = json.loads(echoes(body).body or b"")
+        if "broken" in body["prompt"][0]:
+            WITHOUT_MEANING[name](answer["choices"][-1])
+            del answer["choices"][: name == "too few choices"]
+        return Reply(body=json.dumps(answer).encode())
+
+    with FlakyServer(reply) as server:
+        llm = OpenAI("m", base_url=server.url, cache_folder_path=tmp_path)
+        llm.max_tries = 1
+        good, broken = llm.scores(["whole", "broken"], [" yes", " not at all"], concurrency=1)
+        assert (good.logprobs, good.error) == ((-4.0, -11.0), None)
+        assert isinstance(broken.error, MalformedAnswer)
+        assert "cannot be read" in str(broken.error)

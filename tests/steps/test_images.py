@@ -125,3 +125,40 @@ def test_a_model_that_takes_no_images_is_refused_before_anything_is_sent(session
             ask(both, [picture()])
         assert server.requests == []
     assert llm.asked == []
+
+
+@pytest.mark.parametrize("cell", ["path", "list", "dictionary"])
+def test_a_file_with_other_content_is_asked_about_again_and_only_it(tmp_path: Path, cell: str) -> None:
+    files = [tmp_path / name for name in ("one.png", "two.png")]
+    for file in files:
+        file.write_bytes(picture())
+    paths = [*map(str, files), str(tmp_path / "absent.png")]
+    image: Any = {"path": str, "list": lambda path: [path], "dictionary": lambda path: {"path": path, "bytes": None}}
+    cells = [image[cell](path) for path in paths]
+
+    def run(server: FlakyServer) -> tuple[str, list[bool]]:
+        llm = OpenAI("m", base_url=server.url, api_key="x")
+        with DataDreamer(tmp_path / "out", verbose=False):
+            made = ask(llm, cells)
+            rows = DataSource("Of a template", data={"name": ["a", "b", "c"], "image": cells}).output
+            args = {"llm": llm, "template": "Is this {{ name }}?", "images": ["image"]}
+            inputs = {"name": rows["name"], "image": rows["image"]}
+            other = TemplatePrompt("Filled", inputs=inputs, args=args)
+            assert [text is None for text in other.output["generations"]] == [
+                text is None for text in made.output["generations"]
+            ]
+            return made.fingerprint, [text is None for text in made.output["generations"]]
+
+    with FlakyServer() as server:
+        first = run(server)
+        sent = len(server.requests)
+        assert (sent, first[1]) == (3, [False, False, True])
+        assert run(server) == first
+        files[0].touch()
+        assert run(server) == first
+        assert len(server.requests) == sent
+        files[1].write_bytes(picture(shade=9))
+        assert run(server)[0] != first[0]
+        assert len(server.requests) == sent + 2
+        Path(paths[2]).write_bytes(picture(shade=8))
+        assert run(server)[1] == [False, False, False]

@@ -27,6 +27,7 @@ from datadreamer_like.errors import (
     UnknownModel,
 )
 from datadreamer_like.graph.usage import current_usage
+from datadreamer_like.storage.ledger import in_dollars
 
 from ..llms.generation import Answer, Generation, Request
 from .batch_api import BatchAPI, BatchState
@@ -308,9 +309,15 @@ class BatchJobs(Engine[Request, Answer]):
         return not temporary or self._lost_looks >= _MOST_LOST_LOOKS or not self._llm.retry_on_fail
 
     def _name_lost(self, batch: Batch, failure: UnknownModel, what: str) -> None:
+        kept = ""
+        if self._budget is not None:
+            kept = (
+                f" Its worst case of {in_dollars(batch.worst)} then stays counted as spent: it may have been billed. "
+                "If it was not, raise the budget by that."
+            )
         failure.args = (
             f"{self._llm.display_name}: the provider does not have {what} {batch.id} any more, or not for this key. "
-            f"Use the key that submitted it; or remove {batch.state_file}, and its prompts are submitted again.",
+            f"Use the key that submitted it; or remove {batch.state_file}, and its prompts are submitted again.{kept}",
         )
 
     def _report(self, batch: Batch, state: BatchState) -> None:

@@ -55,6 +55,8 @@ _LATEST_NEWS_SECONDS = 0.005
 # Short, so that Ctrl-C ends a script whose requests cannot be cancelled.
 _JOIN_SECONDS = 1.0
 _LONG_PAUSE_SECONDS = 60.0
+# Other processes that come wait so long for their first claim.
+_LET_IN_SECONDS = 0.1
 # Timers may fire a little early.
 _AFTER_PAUSE_SECONDS = 0.001
 
@@ -102,6 +104,7 @@ class ConcurrentEngine(Engine[Q, A]):
         self._unsaved = 0
         self._lost = 0
         self._refusal, self._refusals = "", 0
+        self._warned_of_others = False
 
     # In the caller's thread.
 
@@ -156,6 +159,8 @@ class ConcurrentEngine(Engine[Q, A]):
 
     async def _main(self) -> None:
         workers = [asyncio.create_task(self._work()) for _ in range(self._allowance.most)]
+        if self._recorder.claims is not None:
+            workers.append(asyncio.create_task(self._let_others_in(self._recorder.claims)))
         try:
             await self._stop.wait()
         finally:
@@ -218,14 +223,27 @@ class ConcurrentEngine(Engine[Q, A]):
                 self._loop.call_soon_threadsafe(turn.set)
 
         turn = asyncio.Event()
-        while not claims.wait(job.key, free):
-            await turn.wait()
+        since = self._loop.time()
+        while (again_in := claims.wait(job.key, free)) is not None:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(turn.wait(), None if again_in == float("inf") else again_in)
             turn.clear()
+            if not self._warned_of_others and self._loop.time() - since > _LONG_PAUSE_SECONDS:
+                self._warned_of_others = True
+                logger.warning(
+                    "Another run has been asking for a prompt of this one for over a minute; waiting for its answer. "
+                    "If it is a process that was stopped, end it, and this one asks."
+                )
         if not self._recorder.find(job):
             return False
         self._give_up([job])
         self._tell()
         return True
+
+    async def _let_others_in(self, claims: Claims) -> None:
+        while True:
+            await asyncio.sleep(_LET_IN_SECONDS)
+            claims.let_others_in()
 
     def _give_up(self, jobs: Iterable[Job[Q, A]]) -> None:
         if self._recorder.claims is not None:

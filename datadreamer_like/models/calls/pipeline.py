@@ -102,7 +102,7 @@ class Recorder(Generic[P, Q, A]):
     store: AnswerStore
     usage: Usage
     claims: Claims | None = None
-    """What no other run of this process asks for meanwhile; None if it may."""
+    """What no other run asks for meanwhile; None if it may."""
     stored: deque[tuple[Job[Q, A], A]] = field(default_factory=deque)
     """Jobs and their answers, which are on disk and which the caller has not taken yet."""
     knows_answers: bool = False

@@ -22,7 +22,10 @@ _FILTERED = {
     "content_filter", "content_filtered", "safety", "recitation", "prohibited_content", "blocklist", "spii",
     "sensitive", "guardrail_intervened",
 }  # fmt: skip
-_BROKEN = {"error", "abort", "aborted", "cancelled", "insufficient_system_resource", "network_error"}
+_BROKEN = {
+    "error", "abort", "aborted", "cancelled", "insufficient_system_resource", "network_error",
+    "failed", "incomplete", "in_progress", "queued",
+}  # fmt: skip
 # A text with one of these is whole, or cut off behind its first word.
 _ORDINARY = ("stop", "length", None)
 _PAUSED = {"pause_turn", "pause"}

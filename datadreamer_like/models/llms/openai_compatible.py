@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any, cast
 
 from typing_extensions import Unpack
 
-from datadreamer_like.errors import BadRequest, DefinitionError, MalformedAnswer, PromptTooLong, require_extra
+from datadreamer_like.errors import (
+    BadRequest,
+    DefinitionError,
+    MalformedAnswer,
+    ModelError,
+    PromptTooLong,
+    require_extra,
+)
 from datadreamer_like.graph.session import not_in_plan
 from datadreamer_like.graph.threads import Task
 
@@ -281,10 +288,15 @@ class OpenAICompatible(APIModel):
             "model": self.model_name, "prompt": texts, "echo": True, "logprobs": 1, "max_tokens": 1, "temperature": 0.0,
         }  # fmt: skip
         completion = await self.request(lambda: parameters)
-        choices = sorted(completion.choices, key=lambda choice: int(choice.index))
-        if len(choices) != len(texts):
-            raise MalformedAnswer(f"{shown_address(self.base_url)} sent {len(choices)} of {len(texts)} completions.")
-        found = [echoed_scores(choice, prompt, text) for choice, text in zip(choices, texts, strict=True)]
+        try:
+            choices = sorted(completion.choices, key=lambda choice: int(choice.index))
+            pairs = list(zip(choices, texts, strict=True))
+            found = [echoed_scores(choice, prompt, text) for choice, text in pairs]
+        except ModelError:
+            raise
+        except (AttributeError, TypeError, ValueError, IndexError) as error:
+            address = shown_address(self.base_url)
+            raise MalformedAnswer(f"{address} sent log-probabilities that cannot be read: {error}.") from error
         if None in found:
             raise DefinitionError(
                 f"{shown_address(self.base_url)} returns no log-probabilities of a prompt's tokens (completions with "

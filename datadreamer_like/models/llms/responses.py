@@ -254,7 +254,7 @@ def _item(message: Mapping[str, Any]) -> dict[str, Any]:
 def _finish_reason(response: Any) -> str | None:
     if response.status == "incomplete":
         reason = getattr(response.incomplete_details, "reason", None)
-        return _INCOMPLETE.get(str(reason), reason)
+        return str(_INCOMPLETE.get(str(reason), reason or response.status))
     return "stop" if response.status == "completed" else response.status
 
 

@@ -182,7 +182,8 @@ def _shared_start(sequences: Sequence[tuple[T, ...]]) -> tuple[T, ...]:
 def echoed_scores(choice: Any, prompt: str, text: str) -> tuple[float, int] | None:
     """Returns log-probability and number of tokens of `text` after `prompt`, its start, in an echoed completion.
 
-    Returns None if the completion has no log-probabilities of its prompt. Raises `BadRequest` if a token holds the end
+    Returns None if the completion has no log-probabilities of its prompt. Raises ValueError, TypeError or IndexError if
+    they cannot be read, and `BadRequest` if a token holds the end
     of the prompt and the start of what follows: there is no probability of the second part alone.
     """
     found = getattr(choice, "logprobs", None)
@@ -198,4 +199,7 @@ def echoed_scores(choice: Any, prompt: str, text: str) -> tuple[float, int] | No
             f"{tokens[own[0] - 1]!r} is one token of the server, with the end of the prompt and the start of "
             f"{text[len(prompt) :]!r} in it. End the prompt without a blank, and start each continuation with one."
         )
-    return sum(values[place] for place in own), len(own)
+    total = sum(values[place] for place in own)
+    if not math.isfinite(total):
+        raise ValueError(f"the one of {text[len(prompt) :][:60]!r} is {total}")
+    return total, len(own)

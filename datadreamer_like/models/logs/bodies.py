@@ -12,6 +12,7 @@ from ..llms.prices import Usage, known_prices
 from ..llms.thoughts import ANTHROPIC, RESPONSES
 from .logged_call import LoggedCall, count_of, failed, logprobs_of, options_of, plain_messages, time_of
 from .logged_tools import answer_calls, calls_in, with_thoughts
+from .streamed import chunks_in, joined
 
 Body = Mapping[str, Any]
 
@@ -120,7 +121,7 @@ def responses_answer(body: Body, options: Mapping[str, Any]) -> Answer:
     ]
     status = body.get("status") or "completed"
     if status == "incomplete":
-        status = (body.get("incomplete_details") or {}).get("reason")
+        status = (body.get("incomplete_details") or {}).get("reason") or status
     elif status != "completed":
         return failed(f"the response is {status}")
     reason = _FINISH_REASONS.get(str(status), status)
@@ -170,13 +171,16 @@ def _cost(of_anthropic: bool, model: object, answer: Answer, body: Body) -> floa
 def body_in(value: object) -> tuple[Body | None, int | None]:
     """Returns the body in a logged request or response, and its HTTP status: the value itself, as JSON, or its `body`.
 
-    Headers are not looked at.
+    The chunks of a stream are joined, as a list or as server-sent events. Headers are not looked at.
     """
     if isinstance(value, str):
         try:
-            value = json.loads(value)
+            chunks = chunks_in(value)
+            value = json.loads(value) if chunks is None else chunks
         except (ValueError, RecursionError):
             return None, None
+    if isinstance(value, list):
+        return joined(value), None
     if not isinstance(value, Mapping):
         return None, None
     inner = value.get("body", value.get("json"))

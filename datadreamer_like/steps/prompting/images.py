@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from datadreamer_like.errors import DefinitionError, ModelError
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from datadreamer_like.errors import DefinitionError, ModelError, NotMade
+from datadreamer_like.graph.fingerprint import fingerprint
+from datadreamer_like.graph.output import OutputDatasetColumnMixin
 from datadreamer_like.models.llms.generation import Prompt
 from datadreamer_like.models.llms.llm import LLM
+from datadreamer_like.storage.digests import file_digest
 
 _STARTS = {
     b"\x89PNG\r\n\x1a\n": "image/png",
     b"\xff\xd8\xff": "image/jpeg",
     b"GIF8": "image/gif",
 }
+_ADDRESSES = ("data:", "https://", "http://")
 
 
 def check_takes_images(llm: LLM, step: str) -> None:
@@ -51,6 +59,39 @@ def with_images(prompt: Prompt | ModelError | None, images: Any) -> Prompt | Mod
     return messages
 
 
+def fingerprint_of_files(columns: Iterable[OutputDatasetColumnMixin]) -> dict[str, str]:
+    """Returns, as a part of a step's fingerprint, that of the content of all files that columns of images name.
+
+    It is empty if they name none, or have not been made yet in a plan. A file that cannot be read is one without
+    content, as it fails its row.
+    """
+    names: set[str] = set()
+    with suppress(NotMade):
+        for column in columns:
+            for batch in column.rows.read():
+                names |= _paths(batch.column(0))
+    digests = {}
+    for name in sorted(names):
+        try:
+            digests[name] = file_digest(name)
+        except (OSError, ValueError):
+            digests[name] = ""
+    return {"content of images": fingerprint(digests)} if digests else {}
+
+
+def _paths(cells: pa.Array) -> set[str]:
+    kind = cells.type
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return _paths(cells.flatten())
+    if pa.types.is_struct(kind) and kind.get_field_index("path") >= 0:
+        if kind.get_field_index("bytes") >= 0:
+            cells = cells.filter(pc.is_null(pc.struct_field(cells, "bytes")))
+        return _paths(pc.struct_field(cells, "path"))
+    if not pa.types.is_string(kind) and not pa.types.is_large_string(kind):
+        return set()
+    return {cell for cell in cells.unique().to_pylist() if cell and not cell.startswith(_ADDRESSES)}
+
+
 def image_url(image: Any) -> str:
     """Returns an image as an address; a file's content and a PIL image as a `data:` URL.
 
@@ -58,7 +99,7 @@ def image_url(image: Any) -> str:
         OSError: The file cannot be read.
         ValueError, TypeError: It is not an image of PNG, JPEG, GIF or WebP.
     """
-    if isinstance(image, str) and image.startswith(("data:", "https://", "http://")):
+    if isinstance(image, str) and image.startswith(_ADDRESSES):
         return image
     if isinstance(image, Mapping):
         image = image.get("bytes") or image.get("path")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from datadreamer_like.graph.output import Batch
 
-from .images import check_takes_images, with_images
+from .images import check_takes_images, fingerprint_of_files, with_images
 from .prompt_step import PromptStep, RowPrompt
 
 
@@ -33,6 +33,11 @@ class Prompt(PromptStep):
         super().configure()
         if "images" in self._inputs:
             check_takes_images(self._args["llm"], self.name)
+
+    def fingerprint_parts(self) -> dict[str, str]:
+        """Adds the content of the files that are named as images."""
+        given = [column for name, column in self._inputs.items() if name == "images"]
+        return super().fingerprint_parts() | fingerprint_of_files(given)
 
     def prompts(self, batch: Batch) -> Sequence[RowPrompt]:
         """Returns the prompts."""

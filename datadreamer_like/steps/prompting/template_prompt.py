@@ -11,7 +11,7 @@ from datadreamer_like.errors import DefinitionError, did_you_mean
 from datadreamer_like.graph.output import Batch
 
 from ..base.registration import ANY_ARGUMENT
-from .images import cells_together, check_takes_images, with_images
+from .images import cells_together, check_takes_images, fingerprint_of_files, with_images
 from .prompt_step import PromptStep, RowPrompt
 
 if TYPE_CHECKING:
@@ -85,6 +85,11 @@ class TemplatePrompt(PromptStep):
             check_takes_images(self._args["llm"], self.name)
         self.replace_output("*", self._inputs)
         super().configure()
+
+    def fingerprint_parts(self) -> dict[str, str]:
+        """Adds the content of the files that are named as images."""
+        given = [self._inputs[name] for name in self._args["images"]]
+        return super().fingerprint_parts() | fingerprint_of_files(given)
 
     @cached_property
     def compiled(self) -> PromptTemplate:
