@@ -25,6 +25,7 @@ from datadreamer_like.graph import current_usage
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.identity import class_part
 from datadreamer_like.graph.results import Kept
+from datadreamer_like.models.exports.report import graph_misfit
 from datadreamer_like.models.llms.chat_template import AUTO
 from datadreamer_like.models.quiet import quiet
 from datadreamer_like.models.trained.hf_source import (
@@ -302,7 +303,10 @@ class HFTrainer(Trainer):
 
     @cached_property
     def _origin(self) -> HFSource:
-        return hf_source(self.model_name if self.start is None else self.start.path, self.revision)
+        source = hf_source(self.model_name if self.start is None else self.start.path, self.revision)
+        if source.is_graph:
+            raise graph_misfit(f'"{self.name}": model_name', self.start or source.name)
+        return source
 
     @property
     def source(self) -> str:
