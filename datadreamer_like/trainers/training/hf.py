@@ -39,10 +39,9 @@ from datadreamer_like.models.trained.hf_source import (
 from datadreamer_like.models.trained.model_node import as_trained_model
 from datadreamer_like.models.trained.trained_model import TrainedModel
 from datadreamer_like.pruning import masks, reapply
-from datadreamer_like.storage.folders import system_errors
 
 from ..trainer import Trainer
-from .adapters import check_merge, keeping_heads, merged, prepared_codes, qlora_configs, with_adapter
+from .adapters import check_merge, keeping_heads, prepared_codes, qlora_configs, saved_and_merged, with_adapter
 from .curves import read_curves, write_curves
 from .devices import check_devices, named_devices, training_device
 from .loop import Fit, Run, fit
@@ -215,8 +214,7 @@ class HFTrainer(Trainer):
 
     def _build(self, columns: Columns, training: Training, objective: Objective | None, draft: Path) -> Kept:
         device, minimised = training_device(self.device), objective or Supervised()
-        teacher = minimised.teacher
-        with quiet(), seeded(training.seed), unload_teacher(teacher), warnings.catch_warnings():
+        with quiet(), seeded(training.seed), unload_teacher(minimised.teacher), warnings.catch_warnings():
             # peft looks for a config.json to compare vocabularies with; the folder of a GGUF file has none.
             warnings.filterwarnings("ignore", "Could not find a config file", UserWarning)
             # It saves adapted embeddings with their adapter.
@@ -257,9 +255,7 @@ class HFTrainer(Trainer):
             )  # fmt: skip
             fitted = self.fit(run)
             if self.peft_config is not None:
-                with system_errors():
-                    model.save_pretrained(str(draft / ADAPTER_FOLDER))
-                model = merged(model, draft / ADAPTER_FOLDER)
+                model = saved_and_merged(model, task.tokenizer, draft / ADAPTER_FOLDER, self.source)
                 reapply(model, kept)
             if not getattr(model, "is_quantized", False):
                 model = model.to(device="cpu", dtype=self.dtype)
