@@ -55,7 +55,7 @@ class SelfTraining:
         rounds: Maximum number of rounds after the first student.
         max_per_class: Maximum number of labelled rows of a class in a round, the most certain ones, so that an easy
             class does not take all; None for no maximum. A threshold of each class's own, as in class-balanced
-            self-training (Zou et al. 2018, arXiv:1810.07911), with equal numbers in place of equal shares.
+            self-training (Zou et al. 2018, arXiv:1810.07911), with equal numbers instead of equal shares.
         calibrate: Fit a temperature on the validation rows before each labelling, so that of the labels at a
             probability of 0.9 about nine in ten are right.
         **options: Options of the trainer's `train`.

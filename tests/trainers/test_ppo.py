@@ -175,7 +175,7 @@ def test_the_first_step_is_that_of_the_formula(session, speller, temperature):
 def float64_log_probs(model: Any, row: Any, temperature: float) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Each next token's log-probability [seq - 1], and the last hidden states [seq - 1, hidden], of a row of ids."""
     with torch.no_grad():
-        outputs = copy.deepcopy(model).double().eval()(row[None], output_hidden_states=True)
+        outputs = model(row[None], output_hidden_states=True)
     logits = outputs.logits[0, :-1].numpy() / temperature
     log_probs = logits - logits.max(-1, keepdims=True)
     log_probs -= np.log(np.exp(log_probs).sum(-1, keepdims=True))
@@ -191,9 +191,10 @@ class Audited(PolicyLoop):
 
     def again(self, model: Any, ids: Any, attention: Any) -> Iterator[tuple[Any, Any, Any]]:
         weight, bias = (part.detach().double().numpy() for part in self.critic.value.parameters())
+        now, start = (copy.deepcopy(each).double().eval() for each in (model, self.reference))
         for row, there in zip(ids, attention.bool(), strict=True):
-            log_probs, hidden = float64_log_probs(model, row[there], self.ppo.temperature)
-            reference, _ = float64_log_probs(self.reference, row[there], self.ppo.temperature)
+            log_probs, hidden = float64_log_probs(now, row[there], self.ppo.temperature)
+            reference, _ = float64_log_probs(start, row[there], self.ppo.temperature)
             yield log_probs, reference, hidden @ weight[0] + bias[0]
 
     def new_round(self, model: Any, batch: Any) -> Any:
