@@ -139,13 +139,14 @@ class HubServer:
     def connect(self, monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
         """Makes the libraries of this process take this server for the Hub until the test ends."""
         import datasets
-        from huggingface_hub import constants
+        from huggingface_hub import constants, hf_api
 
         for name, value in self.environment(home).items():
             if name.startswith("HF_"):
                 monkeypatch.setenv(name, value)
         # They read the environment when they are imported, which was before.
         monkeypatch.setattr(constants, "ENDPOINT", self.url)
+        monkeypatch.setattr(hf_api.api, "endpoint", self.url)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr(
             constants, "HUGGINGFACE_CO_URL_TEMPLATE", self.url + "/{repo_id}/resolve/{revision}/{filename}"

@@ -138,7 +138,7 @@ def tokens_teacher(teacher: Teacher | TextTeacher, needed: str) -> Teacher:
 
     `needed` is what the objective needs of it, for the message.
     """
-    if text_teacher(teacher) is not None:
+    if text_teacher(teacher) is not None or getattr(cast("Teacher", teacher).model, "only_logits", False):
         raise MethodMisfit(
             f"The objective needs {needed} of its teacher, and {teacher!r} only gives probabilities of classes. Choose "
             "a transformers model as teacher, or an objective on logits: SoftTargets(teacher)."

@@ -102,7 +102,7 @@ def sensitivity(
         >>> found = sensitivity(student, test["text"][:64], bits=(4, 3))  # doctest: +SKIP
         >>> mixed = Mixed({**{name: AbsMax(8) for name in found.most_sensitive(4, 3)}, "*": GPTQ(4)})  # doctest: +SKIP
     """
-    from datadreamer_like.models.trained.model_node import as_trained_model
+    from datadreamer_like.models.trained.model_node import as_torch_model
     from datadreamer_like.models.trained.predictions import check_texts
     from datadreamer_like.quantization import AbsMax
 
@@ -118,7 +118,7 @@ def sensitivity(
     check_number(batch_size, "batch_size", 1, whole=True)
     check_number(max_length, "max_length", 1, whole=True, optional=True)
     methods = {each: AbsMax(each, "row" if group_size is None else group_size) for each in bits}
-    trained = as_trained_model(student, "student")
+    trained = as_torch_model(student, "student")
     with quiet():
         model: Any = trained.model
         method = next(iter(methods.values()))

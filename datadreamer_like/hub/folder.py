@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from fnmatch import fnmatch
 from pathlib import Path
@@ -15,7 +15,7 @@ from .metadata import is_local
 LEFT_OUT = ("README.md", ".*", "*/.*", "__pycache__/*", "*/__pycache__/*", "*.lock")
 TRAINING_STATE = ("checkpoint-*/*", "runs/*", "global_step*/*", "trainer_state.json", "training_args.bin")
 OPTIMIZER_STATE = ("optimizer.*", "scheduler.*", "scaler.pt", "rng_state*.pth")
-WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "*.index.json")
+WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "*.onnx", "*.index.json")
 ADAPTER = "adapter_config.json"
 # Keys in which transformers and peft record where a model was loaded from, possibly a local folder.
 ORIGIN_KEYS = {
@@ -39,7 +39,7 @@ def published_files(folder: Path, *, base_model: str | None, ignore: Sequence[st
         if file.is_file() and not any(fnmatch(path, pattern) for pattern in left_out):
             files[path] = _public(file, base_model)
     if not any(is_weights(path) for path in files):
-        raise HubError(f'"{folder}" holds no weights ({", ".join(WEIGHTS[:3])}). Save or export the model there first.')
+        raise HubError(f'"{folder}" holds no weights ({", ".join(WEIGHTS[:4])}). Save or export the model there first.')
     return files
 
 
@@ -48,13 +48,21 @@ def is_weights(path: str) -> bool:
     return "/" not in path and any(fnmatch(path, pattern) for pattern in WEIGHTS)
 
 
-def library_of(files: dict[str, Path | bytes]) -> str | None:
+def library_of(files: Collection[str]) -> str | None:
     """Returns the Hub's name of the library that loads such files; None if there is none."""
     if ADAPTER in files:
         return "peft"
     if "modules.json" in files:
         return "sentence-transformers"
+    if is_graph(files):
+        return "onnx"
     return "transformers" if "config.json" in files else None
+
+
+def is_graph(files: Collection[str]) -> bool:
+    """Returns whether such files are a graph of ONNX Runtime, without weights for other libraries."""
+    weights = [path for path in files if is_weights(path)]
+    return bool(weights) and all(path.endswith(".onnx") for path in weights)
 
 
 def _public(file: Path, base_model: str | None) -> Path | bytes:

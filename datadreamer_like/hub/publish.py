@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,8 +18,9 @@ from datadreamer_like.storage.folders import NO_SPACE
 from .card import Readme, readme
 from .folder import ADAPTER, is_weights, library_of, published_files
 from .layout import DEFAULT_CONFIG, Layout
+from .loading import arguments, load_model
 from .metadata import base_model, card_metadata, dataset_keys, model_keys
-from .repository import MAIN, README, Repository
+from .repository import README, Repository
 
 if TYPE_CHECKING:
     import datasets
@@ -81,8 +81,8 @@ def publish_dataset(
     metadata = card_metadata(card, language, is_synthetic, **keys)
 
     config = [] if layout.config == DEFAULT_CONFIG else [layout.config]
-    arguments = _arguments(repository, repository.repo_id, *config)
-    load = f"from datasets import load_dataset\n\ndata = load_dataset({arguments})"
+    given = arguments(repository, repository.repo_id, *config)
+    load = f"from datasets import load_dataset\n\ndata = load_dataset({given})"
 
     def written() -> Readme:
         return readme("dataset", card, metadata | layout.metadata(), load=load, content=layout.description())
@@ -115,6 +115,7 @@ def publish_model(
     imports: Sequence[str] = (),
     language: Sequence[str] = (),
     ignore: Sequence[str] = (),
+    options: Mapping[str, object] | None = None,
     commit_message: str | None = None,
 ) -> str:
     """Publishes a saved model with its card, for `from_pretrained(repo_id)`, and returns its URL with the branch.
@@ -124,7 +125,8 @@ def publish_model(
     other files of the training run are not published, nor are local paths.
 
     `task` is the Hub's name of the task, such as `text-generation`; `imports` are modules to import before loading,
-    such as `datadreamer_like.quantization`; `ignore` are further patterns of paths to leave out, such as `onnx/*`;
+    such as `datadreamer_like.quantization`; `options` are arguments of `from_pretrained` for the base model of an
+    adapter, such as its labels; `ignore` are further patterns of paths to leave out, such as `onnx/*`;
     `is_synthetic` says whether it was trained on rows written by a language model. For the rest see `publish_dataset`.
 
     Raises:
@@ -140,8 +142,9 @@ def publish_model(
     library = library_of(files)
     repository = Repository(repo_id, "model", token=token, branch=branch, private=private)
     keys = model_keys(card, task, library, ADAPTER in files, repository.exists)
+    load = load_model(repository, files, task, imports, base_model(card), options or {})
     metadata = card_metadata(card, language, is_synthetic, **keys)
-    written = readme("model", card, metadata, load=_load_model(repository, library, task, imports))
+    written = readme("model", card, metadata, load=load)
     repository.validate(written.over(None))
     repository.open()
     operations = (CommitOperationAdd(path, source) for path, source in files.items())
@@ -168,23 +171,6 @@ def _commit(
     deletions = [CommitOperationDelete(path) for path in sorted(stale)]
     repository.commit([*additions, *card, *deletions], message)
     return repository.url
-
-
-def _load_model(repository: Repository, library: str | None, task: str, imports: Sequence[str]) -> str:
-    name, given = repository.repo_id, _arguments(repository, repository.repo_id)
-    if library == "sentence-transformers":
-        code = f"from sentence_transformers import SentenceTransformer\n\nmodel = SentenceTransformer({given})"
-    elif library is None:
-        code = f"from huggingface_hub import snapshot_download\n\nfolder = snapshot_download({given})"
-    else:
-        code = f"from transformers import pipeline\n\nmodel = pipeline({_arguments(repository, task, model=name)})"
-    return "".join(f"import {module}\n" for module in imports) + code
-
-
-def _arguments(repository: Repository, *values: str, **named: str) -> str:
-    """Returns Python arguments, with the branch unless it is the main one."""
-    named |= {} if repository.branch == MAIN else {"revision": repository.branch}
-    return ", ".join([*map(json.dumps, values), *(f"{name}={json.dumps(value)}" for name, value in named.items())])
 
 
 @contextmanager

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 from datadreamer_like.errors import DataError, DefinitionError, MethodMisfit, check_number
@@ -51,6 +53,9 @@ class SelfTraining:
         validation_input, validation_output: Columns of held-out texts and labels.
         threshold: Probability from which a label counts, above 0 and at most 1.
         rounds: Maximum number of rounds after the first student.
+        max_per_class: Maximum number of labelled rows of a class in a round, the most certain ones, so that an easy
+            class does not take all; None for no maximum. A threshold of each class's own, as in class-balanced
+            self-training (Zou et al. 2018, arXiv:1810.07911), with equal numbers instead of equal shares.
         calibrate: Fit a temperature on the validation rows before each labelling, so that of the labels at a
             probability of 0.9 about nine in ten are right.
         **options: Options of the trainer's `train`.
@@ -91,6 +96,7 @@ class SelfTraining:
         *,
         threshold: float = 0.9,
         rounds: int = 5,
+        max_per_class: int | None = None,
         calibrate: bool = False,
         **options: Any,
     ) -> None:
@@ -99,6 +105,7 @@ class SelfTraining:
         if threshold > 1:
             raise DefinitionError(f'"{name}": threshold is {threshold}; a probability is at most 1.')
         check_number(rounds, f'"{name}": rounds', 1, whole=True)
+        check_number(max_per_class, f'"{name}": max_per_class', 1, whole=True, optional=True)
         train = check_pair(name, {"train_input": train_input, "train_output": train_output})
         validation = check_pair(name, dict(zip(VALIDATION, (validation_input, validation_output), strict=True)))
         check_column(unlabelled, f'"{name}": unlabelled')
@@ -131,13 +138,7 @@ class SelfTraining:
                         name, self.students[-1].name, threshold, model.temperature,
                     )  # fmt: skip
             said = Predict(f"{name}, labels {number}", inputs={"texts": unlabelled}, args={"model": model})
-            found = {
-                row: label
-                for row, (label, chance) in enumerate(
-                    zip(said.output["labels"], said.output["probabilities"], strict=True)
-                )
-                if label is not None and chance >= threshold
-            }
+            found = _certain(said.output["labels"], said.output["probabilities"], threshold, max_per_class)
             changed = sum(known.get(row) != found.get(row) for row in {*known, *found})
             if not changed:
                 self.converged = bool(found)
@@ -148,7 +149,7 @@ class SelfTraining:
                     )  # fmt: skip
                 break
             known = found
-            sure = said.filter(lambda row: row["labels"] is not None and row["probabilities"] >= threshold)
+            sure = said.select([*found])
             added = sure.select_columns(["texts", "labels"]).rename_columns({"texts": "text", "labels": "label"})
             rows = concat(seed, added).save(name=f"{name}, rows {number}")
             student = make_trainer(trainer, f"{name}, student {number}")
@@ -180,3 +181,24 @@ class SelfTraining:
 
     def __str__(self) -> str:
         return str(self.table)
+
+
+def _certain(
+    labels: Iterable[Any], probabilities: Iterable[Any], threshold: float, max_per_class: int | None
+) -> dict[int, str]:
+    """Returns the labels that count by row, in the order of rows; see `SelfTraining`."""
+    found = [
+        (row, label, chance)
+        for row, (label, chance) in enumerate(zip(labels, probabilities, strict=True))
+        if label is not None and chance >= threshold
+    ]
+    if max_per_class is not None:
+        taken: Counter[str] = Counter()
+        found.sort(key=lambda each: -each[2])  # of equal ones the first row
+        best = []
+        for each in found:
+            taken[each[1]] += 1
+            if taken[each[1]] <= max_per_class:
+                best.append(each)
+        found = sorted(best)
+    return {row: label for row, label, _ in found}

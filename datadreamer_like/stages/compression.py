@@ -90,7 +90,7 @@ class Compression(Stage, ModelNode):
         progress_interval: float | None = 60,
     ) -> None:
         super().__init__(name, force=force, progress_interval=progress_interval)
-        self.source = model_argument(model, f'"{self.name}": model', device)
+        self.source = model_argument(model, f'"{self.name}": model', device, weights=True)
         self.device, self.dtype = self.source.device, self.source.dtype
         if not isinstance(method, CompressionMethod) or method.kind != self.method_kind:
             hint = " Create an instance of it, with its options." if isinstance(method, type) else ""

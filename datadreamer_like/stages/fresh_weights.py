@@ -51,7 +51,7 @@ class FreshWeights(Stage, ModelNode):
         self, name: str, model: object, *, seed: int = 0, force: bool = False, progress_interval: float | None = 60
     ) -> None:
         super().__init__(name, force=force, progress_interval=progress_interval)
-        self.source = model_argument(model, f'"{self.name}": model')
+        self.source = model_argument(model, f'"{self.name}": model', weights=True)
         check_number(seed, f'"{self.name}": seed', 0, whole=True)
         self.seed = seed
         self.device, self.dtype = self.source.device, self.source.dtype

@@ -62,8 +62,8 @@ class Rewind(Stage, ModelNode):
         progress_interval: float | None = 60,
     ) -> None:
         super().__init__(name, force=force, progress_interval=progress_interval)
-        self.source = model_argument(model, f'"{self.name}": model')
-        self.to = model_argument(to, f'"{self.name}": to')
+        self.source = model_argument(model, f'"{self.name}": model', weights=True)
+        self.to = model_argument(to, f'"{self.name}": to', weights=True)
         check_number(random_mask, f'"{self.name}": random_mask', 0, whole=True, optional=True)
         self.random_mask = random_mask
         self.device, self.dtype = self.to.device, self.to.dtype

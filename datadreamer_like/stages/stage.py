@@ -9,7 +9,7 @@ from datadreamer_like.errors import SessionError
 from datadreamer_like.graph import Node, current_session
 from datadreamer_like.models.exports.report import check_runtime
 from datadreamer_like.models.trained.ensemble_model import EnsembleModel
-from datadreamer_like.models.trained.model_node import as_trained_model
+from datadreamer_like.models.trained.model_node import as_torch_model, as_trained_model
 from datadreamer_like.models.trained.trained_model import TrainedModel
 
 
@@ -41,9 +41,15 @@ class Stage(Node):
         super().__init__(name, force=force, progress_interval=progress_interval)
 
 
-def model_argument(value: object, what: str, device: object = None) -> TrainedModel:
-    """Converts a stage's argument, called `what` in messages, to a model on a device (None for the model's own)."""
-    trained = as_trained_model(value, what)
+def model_argument(value: object, what: str, device: object = None, *, weights: bool = False) -> TrainedModel:
+    """Converts a stage's argument, called `what` in messages, to a model on a device (None for the model's own).
+
+    With `weights`, it must be one whose weights can be read and changed.
+
+    Raises:
+        MethodMisfit: It is a graph of ONNX Runtime, which has no such weights.
+    """
+    trained = as_torch_model(value, what) if weights else as_trained_model(value, what)
     if device is None or str(device) == str(trained.device):
         return trained
     check_runtime(trained.runtime, device)

@@ -13,7 +13,7 @@ from datadreamer_like.evaluation.columns import named_columns
 from datadreamer_like.evaluation.tasks.generation import Preferences
 from datadreamer_like.graph.output import Column
 from datadreamer_like.graph.positions import by_position
-from datadreamer_like.models.trained.model_node import as_trained_model
+from datadreamer_like.models.trained.model_node import as_torch_model
 
 from .fine_tune import TrainHFFineTune
 from .reward_model import PREFERENCES, TrainHFRewardModel
@@ -120,7 +120,7 @@ class TrainHFDPO(TrainHFFineTune):
             "dpo_beta": float(dpo_beta),
             "loss_type": losses,
             "disable_dropout": bool(disable_dropout),
-            "ref_model": None if ref_model is None else as_trained_model(ref_model, "ref_model"),
+            "ref_model": None if ref_model is None else as_torch_model(ref_model, f'"{self.name}".train: ref_model'),
         }
         template = {"chat_prompt_template": self.chat_prompt_template, "system_prompt": self.system_prompt}
         return self.run_training(columns, options, own={**template, **self._how})

@@ -197,6 +197,17 @@ def test_a_folder_without_a_model_is_refused_before_the_hub_is_asked(hub: HubSer
     assert hub.requests == []
 
 
+def test_a_graph_is_published_and_its_card_loads_it_on_its_runtime(hub: HubServer, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.onnx").write_bytes(b"graph")
+    publish_model(tmp_path, "me/graph", card=STUDENT)
+    assert hub.card_data("model", "me/graph")["library_name"] == "onnx"
+    assert 'TrainedModel.load(snapshot_download("me/graph"), runtime="onnx")' in hub.readme("model", "me/graph")
+    (tmp_path / "model.onnx").rename(tmp_path / "model.safetensors")
+    publish_model(tmp_path, "me/graph", card=STUDENT)
+    assert "model.onnx" not in hub.files("model", "me/graph")
+
+
 def test_the_card_shows_how_to_load_a_branch_and_what_to_import(hub: HubServer, classifier: Path) -> None:
     url = publish_model(
         classifier, "me/student", card=STUDENT, branch="int8", imports=["datadreamer_like.quantization"]

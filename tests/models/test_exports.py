@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 import shutil
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -22,6 +23,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from warm import printed_by
 
 from datadreamer_like import DataDreamer, pruning, quantization
+from datadreamer_like.distillation import HiddenStates
 from datadreamer_like.errors import (
     ArgumentTypeError,
     DataError,
@@ -31,6 +33,7 @@ from datadreamer_like.errors import (
     MissingExtra,
     StorageError,
 )
+from datadreamer_like.evaluation import sensitivity
 from datadreamer_like.formats.modules import block_linears
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.models import Exported, LlamaCPP, TrainedModel
@@ -39,8 +42,9 @@ from datadreamer_like.models.exports.write import export_formats
 from datadreamer_like.models.llms.gguf import read_gguf_header
 from datadreamer_like.models.trained.confidence import Confidence, Threshold
 from datadreamer_like.models.trained.embedder_files import copy_modules
-from datadreamer_like.stages import Abstain, Calibrate, Quantize
+from datadreamer_like.stages import Abstain, Calibrate, Compare, FreshWeights, Prune, Quantize, Rewind
 from datadreamer_like.steps import DataSource
+from datadreamer_like.trainers import TrainEmbeddingClassifier, TrainHFClassifier
 
 TEXTS = ["a small cat sat", "dogs run in the park, quickly", "the quick brown fox", "numbers: 3.14 and 12"] * 3
 OLDER = "model.safetensors"
@@ -285,6 +289,44 @@ def test_a_threshold_and_a_temperature_are_fitted_on_the_graph_that_ships(graphs
         columns = DataSource("Rows", data={"text": TEXTS, "label": labels}).output
         with pytest.raises(DefinitionError, match="runs on the CPU"):
             Calibrate("Calibrated", graph, columns["text"], columns["label"], device="cuda")
+
+
+def test_the_folder_of_a_graph_is_a_model_where_it_is_run_and_refused_where_weights_are_needed(
+    graphs, classifier, tmp_path
+):
+    folder = graphs["int4"]
+    graph = TrainedModel.load(folder, runtime="onnx")
+    labels = graph.predict(TEXTS).labels
+    teacher = HiddenStates(graph)
+    with DataDreamer(tmp_path / "session", verbose=False):
+        held_out = DataSource("Held out", data={"text": TEXTS * 5, "label": labels * 5}).output
+        columns = held_out["text"], held_out["label"]
+        by_path = Abstain("By path", str(folder), *columns, max_error=0.1, confidence=0.8)
+        assert by_path.predict_or_abstain(TEXTS).labels == labels
+        assert by_path.fingerprint == Abstain("Loaded", graph, *columns, max_error=0.1, confidence=0.8).fingerprint
+        both = Compare("Both", [classifier, folder], *columns, repeats=1, resamples=10, teacher=str(folder))
+        assert both.rows[1]["accuracy"] == 1
+        rows = {"train_input": columns[0], "train_output": columns[1]}
+        rows |= {"validation_input": columns[0], "validation_output": columns[1]}
+        for given in (str(folder), graph, by_path):
+            for call, argument in (
+                (partial(Prune, "Pruned", given, pruning.Magnitude(0.5)), "model"),
+                (partial(Quantize, "Quantized", given, quantization.NF4()), "model"),
+                (partial(FreshWeights, "Fresh", given), "model"),
+                (partial(Rewind, "Rewound", classifier, given), "to"),
+                (partial(TrainHFClassifier("Trained", given).train, **rows), "model_name"),
+                (partial(TrainEmbeddingClassifier("Headed", given).train, **rows), "model_name"),
+            ):
+                with pytest.raises(MethodMisfit, match=f": {argument}: .*graph of ONNX Runtime.*exported from"):
+                    call()
+        with pytest.raises(MethodMisfit, match="student: .*graph of ONNX Runtime"):
+            sensitivity(folder, TEXTS)
+        with pytest.raises(MethodMisfit, match="needs hidden states of its teacher"):
+            TrainHFClassifier("Taught", classifier).train(**rows, objective=teacher)
+    shutil.copytree(classifier.path, tmp_path / "two")
+    shutil.copy(folder / "model.onnx", tmp_path / "two")
+    assert TrainedModel.load(tmp_path / "two").predict(TEXTS).labels == classifier.predict(TEXTS).labels
+    assert TrainedModel.load(tmp_path / "two", runtime="onnx").predict(TEXTS).labels == labels
 
 
 def test_a_graph_loads_in_a_fresh_process_and_in_onnx_runtime_alone(classifier, graphs):

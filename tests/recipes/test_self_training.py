@@ -60,6 +60,30 @@ def test_a_pool_of_which_the_model_is_certain_nowhere_ends_it_with_a_warning(ses
     assert "certain of no row" in caplog.text
 
 
+def test_no_class_gets_more_rows_than_allowed_and_each_its_most_certain_ones(session):
+    columns = given()
+    before = SelfTraining("Free", LINEAR, **columns, threshold=0.6, rounds=1, C=10.0)
+    pool = list(columns["unlabelled"])
+    said = before.students[0].predict(pool)
+    certain = [(label, float(row.max())) for label, row in zip(said.labels, said.probabilities, strict=True)]
+    counts = {label: sum(each == label and chance >= 0.6 for each, chance in certain) for label in said.classes}
+    most = min(counts.values()) + 2
+    assert most < max(counts.values())
+    grown = SelfTraining("Grown", LINEAR, **columns, threshold=0.6, rounds=1, max_per_class=most, C=10.0)
+    learned = grown.student.parents[0].output
+    added = list(zip(learned["text"], learned["label"], strict=True))[len(list(columns["train_input"])) :]
+    for label, count in counts.items():
+        texts = [text for text, given in added if given == label]
+        assert len(texts) == min(most, count)
+        chances = {text: chance for text, (each, chance) in zip(pool, certain, strict=True) if each == label}
+        least = min(chances[text] for text in texts)
+        assert all(chance <= least for text, chance in chances.items() if text not in texts)
+        assert texts == [text for text in pool if text in texts]
+    assert grown.rounds[1]["labelled"] == len(added)
+    with pytest.raises(DefinitionError, match="max_per_class"):
+        SelfTraining("Refused", LINEAR, **columns, max_per_class=0)
+
+
 def test_with_calibration_the_temperature_decides_what_is_certain(session):
     columns = given()
     plain = SelfTraining("Plain", LINEAR, **columns, threshold=0.9, rounds=1, C=1.0)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny_models
 import torch
@@ -11,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, MethodMisfit, StorageError
 from datadreamer_like.trainers import TrainHFPPO, TrainHFRewardModel
+from datadreamer_like.trainers.training.policy_loop import PolicyLoop
 
 from .conftest import Rows
 
@@ -166,6 +170,91 @@ def test_the_first_step_is_that_of_the_formula(session, speller, temperature):
     optimizer.step()
     for name, weight in model.named_parameters():
         assert torch.allclose(weight, trainer.model.get_parameter(name), atol=3e-5), name
+
+
+def float64_log_probs(model: Any, row: Any, temperature: float) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Each next token's log-probability [seq - 1], and the last hidden states [seq - 1, hidden], of a row of ids."""
+    with torch.no_grad():
+        outputs = model(row[None], output_hidden_states=True)
+    logits = outputs.logits[0, :-1].numpy() / temperature
+    log_probs = logits - logits.max(-1, keepdims=True)
+    log_probs -= np.log(np.exp(log_probs).sum(-1, keepdims=True))
+    return np.take_along_axis(log_probs, row[1:, None].numpy(), -1)[:, 0], outputs.hidden_states[-1][0, :-1].numpy()
+
+
+class Audited(PolicyLoop):
+    """PPO's loop, which computes each round and loss again: in float64, row by row, with sums as in the papers."""
+
+    rounds = 0
+    clipped = 0
+    distance = 0.0
+
+    def again(self, model: Any, ids: Any, attention: Any) -> Iterator[tuple[Any, Any, Any]]:
+        weight, bias = (part.detach().double().numpy() for part in self.critic.value.parameters())
+        now, start = (copy.deepcopy(each).double().eval() for each in (model, self.reference))
+        for row, there in zip(ids, attention.bool(), strict=True):
+            log_probs, hidden = float64_log_probs(now, row[there], self.ppo.temperature)
+            reference, _ = float64_log_probs(start, row[there], self.ppo.temperature)
+            yield log_probs, reference, hidden @ weight[0] + bias[0]
+
+    def new_round(self, model: Any, batch: Any) -> Any:
+        beta, noted = float(self.critic.kl_coef), self.reward.scorer
+        made = super().new_round(model, batch)
+        scores = noted(*noted.asked[-1])
+        gamma, lam, advantages, returns, kls = self.ppo.gamma, self.ppo.lam, [], [], []
+        for index, (log_probs, reference, values) in enumerate(self.again(model, made.input_ids, made.attention_mask)):
+            said = made.mask[index, : len(log_probs)].numpy()
+            log_probs, reference, values = log_probs[said], reference[said], np.append(values[said], 0.0)
+            count = len(log_probs)
+            rewards = -beta * (log_probs - reference)
+            rewards[-1] += scores[index]
+            errors = rewards + gamma * values[1:] - values[:-1]
+            own = [sum((gamma * lam) ** (k - t) * errors[k] for k in range(t, count)) for t in range(count)]
+            advantages.append(np.array(own))
+            returns.append(advantages[-1] + values[:-1])
+            kls.append((log_probs - reference).sum())
+        flat = np.concatenate(advantages)
+        white = (flat - flat.mean()) / flat.std()
+        np.testing.assert_allclose(made.advantages[made.mask], white, atol=2e-4)
+        np.testing.assert_allclose(made.returns[made.mask], np.concatenate(returns), atol=2e-5)
+        assert not made.advantages[~made.mask].any()
+        kl = float(np.mean(kls))
+        change = 1 + 0.1 * np.clip(kl / self.ppo.adap_kl_target - 1, -0.2, 0.2)
+        assert float(self.critic.kl_coef) == pytest.approx(beta * change, rel=1e-4)
+        Audited.rounds, Audited.distance = Audited.rounds + 1, max(Audited.distance, abs(kl))
+        Audited.lengths = {len(each) for each in advantages}
+        return made
+
+    def compute_loss(self, model: Any, *args: Any, **kwargs: Any) -> Any:
+        loss = super().compute_loss(model, *args, **kwargs)
+        part = (self.taken - 1) % self.ppo.mini_batches
+        now = self.round.rows(self.order[part :: self.ppo.mini_batches])
+        surrogate, squares = [], []
+        for index, (log_probs, _, values) in enumerate(self.again(model, now.input_ids, now.attention_mask)):
+            said = now.mask[index, : len(log_probs)].numpy()
+            rows = (now.log_probs, now.values, now.advantages, now.returns)
+            old, before, advantage, target = (each[index, : len(said)].double().numpy()[said] for each in rows)
+            ratio, low, high = np.exp(log_probs[said] - old), 1 - self.ppo.cliprange, 1 + self.ppo.cliprange
+            Audited.clipped += int(((ratio < low) | (ratio > high)).sum())
+            surrogate.append(np.minimum(ratio * advantage, np.clip(ratio, low, high) * advantage))
+            near = np.clip(values[said], before - self.ppo.cliprange_value, before + self.ppo.cliprange_value)
+            squares.append(np.maximum((values[said] - target) ** 2, (near - target) ** 2))
+        wanted = -np.concatenate(surrogate).mean() + self.ppo.vf_coef * 0.5 * np.concatenate(squares).mean()
+        assert loss.item() == pytest.approx(wanted, abs=1e-4)
+        return loss
+
+
+def test_later_rounds_and_steps_are_those_of_the_formulas(session, speller, monkeypatch):
+    monkeypatch.setattr("datadreamer_like.trainers.ppo.PolicyLoop", Audited)
+    TrainHFPPO("Audited", str(speller)).train(
+        **prompts(16), reward_model=Noted(), max_new_tokens=5, batch_size=8, mini_batch_size=4, epochs=2, ppo_epochs=2,
+        learning_rate=1e-2, weight_decay=0.0, lam=0.9, gamma=0.8, vf_coef=0.5, temperature=1.5, init_kl_coef=0.3,
+        cliprange=0.1, cliprange_value=0.05, adap_kl_target=0.5, max_kl=None,
+    )  # fmt: skip
+    assert Audited.rounds == 4
+    assert Audited.clipped > 5  # so that the later steps are other than plain policy gradients
+    assert Audited.distance > 0.05
+    assert len(Audited.lengths) > 1  # some answers ended early
 
 
 def test_an_adapter_has_the_model_without_it_as_reference(session, speller):

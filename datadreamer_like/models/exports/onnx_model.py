@@ -29,6 +29,9 @@ class OnnxModel(nn.Module):
         StorageError: The file is damaged.
     """
 
+    only_logits = True
+    """It has no hidden states or attentions to give."""
+
     def __init__(self, folder: str | Path) -> None:
         super().__init__()
         require_extra("export", "onnxruntime", what="Running a model on ONNX Runtime")

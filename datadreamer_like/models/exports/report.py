@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from datadreamer_like.errors import DefinitionError, NewerFormat, StorageError
+from datadreamer_like.errors import DefinitionError, MethodMisfit, NewerFormat, StorageError
 from datadreamer_like.graph.card import CARD_NAME
 from datadreamer_like.storage.digests import check_states, file_states
 
@@ -18,6 +18,7 @@ GGUF_NAME, ONNX_NAME = "model.gguf", "model.onnx"
 OUTPUT = "logits"
 """Name of the output of a graph."""
 _VERSION = 1
+_TORCH_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 _NOT_COMPARED = (EXPORT_NAME, CARD_NAME)
 """Files that stages rewrite in a copy of an export."""
 
@@ -107,10 +108,24 @@ def opened(folder: Path, runtime: str, device: object, dtype: object) -> Path:
             f"{folder} is not the folder of a saved model: it has no config.json. Pass the folder that was "
             "exported, or a trainer's or stage's `path`."
         )
-    if (folder / ONNX_NAME).is_file() != (runtime == "onnx"):
+    if runtime_of(folder) == "onnx" if runtime == "torch" else not (folder / ONNX_NAME).is_file():
         advice = 'Pass runtime="onnx".' if runtime == "torch" else 'Write one: export("onnx", to=folder).'
         raise StorageError(f'{folder} holds no model for runtime="{runtime}". {advice}')
     return folder
+
+
+def runtime_of(folder: Path) -> Runtime:
+    """Returns what runs a model's folder: ONNX Runtime if it has a graph and no weights for PyTorch."""
+    graph = (folder / ONNX_NAME).is_file()
+    return "onnx" if graph and not any(next(folder.glob(name), None) for name in _TORCH_WEIGHTS) else "torch"
+
+
+def graph_misfit(what: str, name: object) -> MethodMisfit:
+    """Returns the error for a graph where weights are needed; it is the argument `what`, and is called `name`."""
+    return MethodMisfit(
+        f"{what}: {name} is a graph of ONNX Runtime, which has no weights for PyTorch. Pass the model that it was "
+        "exported from."
+    )
 
 
 def check_runtime(runtime: str, device: object = None, dtype: object = None) -> None:

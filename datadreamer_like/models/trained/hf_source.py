@@ -24,6 +24,7 @@ from datadreamer_like.errors import (
 )
 from datadreamer_like.storage.digests import file_digest
 
+from ..exports.report import graph_misfit, runtime_of
 from ..llms.gguf import read_gguf_header
 from ..quiet import quiet
 from .config_faults import config_fault
@@ -57,6 +58,11 @@ class HFSource:
         """The folder on this machine; None for a Hub id."""
         path = Path(self.name)
         return path if path.is_dir() else None
+
+    @property
+    def is_graph(self) -> bool:
+        """Whether it is a graph of ONNX Runtime, which transformers does not load."""
+        return self.folder is not None and runtime_of(self.folder) == "onnx"
 
     @property
     def options(self) -> dict[str, Any]:
@@ -180,6 +186,7 @@ def loading(source: HFSource, *, weights: bool = False) -> Iterator[None]:
     Raises:
         StorageError: A file is damaged, was changed after it was saved, or lacks weights.
         UnknownModel: There is no model, or a file of it is missing.
+        MethodMisfit: The folder holds a graph of ONNX Runtime.
         HubError: The model is not here, and the Hub is unavailable.
         DataError: `config.json` has a wrong value, or the files do not fit each other.
         MissingExtra: A package that loads weights of this form is not installed.
@@ -206,6 +213,8 @@ def loading(source: HFSource, *, weights: bool = False) -> Iterator[None]:
                     f"{source.name} is not in the Hub's cache here, and the Hub cannot be reached. Connect to the "
                     "network, or give the folder of a model."
                 ) from error
+            if source.is_graph:
+                raise graph_misfit("Loading a model", source.name) from error
             raise UnknownModel(f"transformers finds no complete model in {source.name}: {error}") from error
         fault = None if source.folder is None or source.gguf_file is not None else config_fault(source.folder)
         if fault is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +29,25 @@ def task_of(config: PretrainedConfig) -> Task:
     if architecture.endswith("ForMaskedLM"):
         return "fill-mask"
     return "feature-extraction"
+
+
+def imports_of(config: PretrainedConfig) -> list[str]:
+    """Returns the modules to import before transformers can load a model: none, or those of this package."""
+    saved = getattr(config, "quantization_config", None) or {}
+    compressed = isinstance(saved, dict) and saved.get("quant_method") == "datadreamer_like"
+    return ["datadreamer_like.formats"] if compressed or str(config.model_type).startswith("datadreamer_") else []
+
+
+def head_options(config: PretrainedConfig) -> dict[str, Any]:
+    """Returns the arguments of `from_pretrained` that give a base model the head of this one: labels and padding."""
+    if not task_of(config).endswith("-classification"):
+        return {}
+    options: dict[str, Any] = {"id2label": dict(config.id2label or {})}
+    if getattr(config, "problem_type", None) is not None:
+        options["problem_type"] = config.problem_type
+    if not is_bidirectional(config) and getattr(config, "pad_token_id", None) is not None:
+        options["pad_token_id"] = config.pad_token_id
+    return options
 
 
 def is_bidirectional(config: PretrainedConfig) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, NotTrained
 from datadreamer_like.graph import Node
 
-from ..exports.report import Runtime
+from ..exports.report import Runtime, graph_misfit
 from .hf_source import hf_source
 from .predictions import Answers, Predictions
 from .trained_model import TrainedModel
@@ -121,15 +121,31 @@ class ModelNode(Node):
 
 
 def as_trained_model(value: object, what: str = "model") -> TrainedModel:
-    """Converts a trainer, a stage, a folder or an id on the Hub to a `TrainedModel`; errors call it `what`."""
+    """Converts a trainer, a stage, a folder or an id on the Hub to a `TrainedModel`; errors call it `what`.
+
+    A folder with an ONNX export runs on ONNX Runtime.
+    """
     if isinstance(value, TrainedModel):
         return value
     if isinstance(value, ModelNode):
         return value.trained
     if isinstance(value, str | Path):
-        hf_source(value)
-        return TrainedModel(value)
+        source = hf_source(value)
+        return TrainedModel.load(source.name, runtime="onnx") if source.is_graph else TrainedModel(value)
     raise ArgumentTypeError(
         f"{what} is of type {type(value).__name__}. Pass a trainer, a stage, a TrainedModel, a folder or an id on the "
         "Hub."
     )
+
+
+def as_torch_model(value: object, what: str) -> TrainedModel:
+    """Converts as `as_trained_model` does where weights are needed.
+
+    Raises:
+        MethodMisfit: The model is a graph of ONNX Runtime.
+    """
+    trained = as_trained_model(value, what)
+    for part in getattr(trained, "members", [trained]):
+        if part.runtime != "torch":
+            raise graph_misfit(what, repr(part))
+    return trained

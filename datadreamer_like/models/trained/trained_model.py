@@ -17,7 +17,7 @@ from ..exports.report import EXPORT_NAME, Runtime, opened
 from ..model import free_memory
 from .confidence import CONFIDENCE_NAME, Confidence
 from .hf_source import forget_gguf, hf_source, loading, local_folder
-from .model_facts import Task, count_parameters, dtype_name, task_of
+from .model_facts import Task, count_parameters, dtype_name, head_options, imports_of, task_of
 from .model_files import check_saved_files, files_identity, model_files, model_folder, read_card, write_card
 from .predictions import (
     Answers,
@@ -369,13 +369,10 @@ class TrainedModel:
         from datadreamer_like.hub import publish_model
 
         check_saved_files(Path(self.path))
-        saved = getattr(self.config, "quantization_config", None) or {}
-        compressed = isinstance(saved, dict) and saved.get("quant_method") == "datadreamer_like"
-        own = compressed or str(self.config.model_type).startswith("datadreamer_")
-        imports = ["datadreamer_like.formats"] if own else []
         # The saved card may name files of this machine; the published one is made from it.
         ignore = [*kwargs.pop("ignore", ()), CARD_NAME, EXPORT_NAME]
-        options = {"task": self.task, "imports": imports, **kwargs, "ignore": ignore, "is_synthetic": is_synthetic}
+        loading = {"task": self.task, "imports": imports_of(self.config), "options": head_options(self.config)}
+        options = {**loading, **kwargs, "ignore": ignore, "is_synthetic": is_synthetic}
         return publish_model(
             Path(self.path), repo_id, card=self.card, branch=branch, private=private, token=token, **options
         )

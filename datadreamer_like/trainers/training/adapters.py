@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import shutil
 import warnings
@@ -12,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.quantizers.base import get_keys_to_not_convert
 
 from datadreamer_like.errors import DefinitionError, MethodMisfit
 from datadreamer_like.formats import dequantize
+from datadreamer_like.storage.folders import system_errors
 
 logger = logging.getLogger("datadreamer_like")
 
@@ -105,6 +108,25 @@ def with_adapter(model: Any, config: Any, task_type: str | None) -> Any:
         for name in names:
             _give_own(adapted, name)
     return adapted
+
+
+def saved_and_merged(adapted: Any, tokenizer: Any, folder: Path, base: str) -> Any:
+    """Saves an adapter with its tokenizer in a folder, and returns the model with it merged; see `merged`.
+
+    The modules are named as in the model of transformers, also where that is inside another one, as in embedders;
+    `base` is the folder or id that it is loaded from.
+    """
+    with system_errors():
+        adapted.save_pretrained(str(folder))
+        tokenizer.save_pretrained(str(folder))
+    model = merged(adapted, folder)
+    for name, part in model.named_modules():
+        if isinstance(part, PreTrainedModel):
+            if name:
+                with system_errors():
+                    _rename(folder, f"{name}.", type(part), base)
+            break
+    return model
 
 
 def merged(adapted: Any, saved: Path | None = None) -> Any:
@@ -261,3 +283,27 @@ def _quiet_peft() -> Iterator[None]:
         warnings.simplefilter("ignore", FutureWarning)
         warnings.filterwarnings("ignore", _SHARED_WEIGHTS, UserWarning)
         yield
+
+
+def _rename(folder: Path, prefix: str, inner: type[nn.Module], base: str) -> None:
+    """Makes a saved adapter one of the model inside another: `prefix` is left out of the names of its modules.
+
+    An adapter with modules elsewhere too stays as it is. `inner` is the class of the model inside, and `base` the
+    folder or id that it is loaded from.
+    """
+    weights, config = folder / "adapter_model.safetensors", folder / "adapter_config.json"
+    outer = f"base_model.model.{prefix}"
+    tensors = load_file(weights)
+    if not all(name.startswith(outer) for name in tensors):
+        return
+    renamed = {f"base_model.model.{name.removeprefix(outer)}": tensor for name, tensor in tensors.items()}
+    save_file(renamed, weights, metadata={"format": "pt"})
+    said = json.loads(config.read_text(encoding="utf-8"))
+    for key, value in said.items():
+        if isinstance(value, list):
+            said[key] = [each.removeprefix(prefix) if isinstance(each, str) else each for each in value]
+        elif isinstance(value, dict):
+            said[key] = {name.removeprefix(prefix): each for name, each in value.items()}
+    said["base_model_name_or_path"] = base
+    said["auto_mapping"] = {"base_model_class": inner.__name__, "parent_library": inner.__module__}
+    config.write_text(json.dumps(said, indent=2, ensure_ascii=False, sort_keys=True), encoding="utf-8")

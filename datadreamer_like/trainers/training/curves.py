@@ -23,7 +23,8 @@ def points(log_history: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
     """
     found = [entry for entry in log_history if "loss" in entry or "eval_loss" in entry]
     return [
-        {name: float(value) for name, value in entry.items() if not name.endswith(_OF_THE_MACHINE)} for entry in found
+        {name: float(value) for name, value in sorted(entry.items()) if not name.endswith(_OF_THE_MACHINE)}
+        for entry in found  # whose order differs after a resume
     ]
 
 

@@ -25,6 +25,7 @@ from datadreamer_like.graph import current_usage
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.identity import class_part
 from datadreamer_like.graph.results import Kept
+from datadreamer_like.models.exports.report import graph_misfit
 from datadreamer_like.models.llms.chat_template import AUTO
 from datadreamer_like.models.quiet import quiet
 from datadreamer_like.models.trained.hf_source import (
@@ -38,10 +39,9 @@ from datadreamer_like.models.trained.hf_source import (
 from datadreamer_like.models.trained.model_node import as_trained_model
 from datadreamer_like.models.trained.trained_model import TrainedModel
 from datadreamer_like.pruning import masks, reapply
-from datadreamer_like.storage.folders import system_errors
 
 from ..trainer import Trainer
-from .adapters import check_merge, keeping_heads, merged, prepared_codes, qlora_configs, with_adapter
+from .adapters import check_merge, keeping_heads, prepared_codes, qlora_configs, saved_and_merged, with_adapter
 from .curves import read_curves, write_curves
 from .devices import check_devices, named_devices, training_device
 from .loop import Fit, Run, fit
@@ -214,8 +214,7 @@ class HFTrainer(Trainer):
 
     def _build(self, columns: Columns, training: Training, objective: Objective | None, draft: Path) -> Kept:
         device, minimised = training_device(self.device), objective or Supervised()
-        teacher = minimised.teacher
-        with quiet(), seeded(training.seed), unload_teacher(teacher), warnings.catch_warnings():
+        with quiet(), seeded(training.seed), unload_teacher(minimised.teacher), warnings.catch_warnings():
             # peft looks for a config.json to compare vocabularies with; the folder of a GGUF file has none.
             warnings.filterwarnings("ignore", "Could not find a config file", UserWarning)
             # It saves adapted embeddings with their adapter.
@@ -256,9 +255,7 @@ class HFTrainer(Trainer):
             )  # fmt: skip
             fitted = self.fit(run)
             if self.peft_config is not None:
-                with system_errors():
-                    model.save_pretrained(str(draft / ADAPTER_FOLDER))
-                model = merged(model, draft / ADAPTER_FOLDER)
+                model = saved_and_merged(model, task.tokenizer, draft / ADAPTER_FOLDER, self.source)
                 reapply(model, kept)
             if not getattr(model, "is_quantized", False):
                 model = model.to(device="cpu", dtype=self.dtype)
@@ -302,7 +299,10 @@ class HFTrainer(Trainer):
 
     @cached_property
     def _origin(self) -> HFSource:
-        return hf_source(self.model_name if self.start is None else self.start.path, self.revision)
+        source = hf_source(self.model_name if self.start is None else self.start.path, self.revision)
+        if source.is_graph:
+            raise graph_misfit(f'"{self.name}": model_name', self.start or source.name)
+        return source
 
     @property
     def source(self) -> str:

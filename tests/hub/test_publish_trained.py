@@ -1,0 +1,130 @@
+"""The code in the card of what trainers publish loads it, and it answers as the trainer's model does."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import peft
+import pytest
+import tiny_models
+import torch
+import transformers
+from hub_server import HubServer
+from huggingface_hub import HfApi
+from sentence_transformers import SentenceTransformer
+
+from datadreamer_like import DataDreamer, trainers
+from datadreamer_like.models import TrainedModel
+from datadreamer_like.models.trained.confidence import Confidence
+from datadreamer_like.steps import DataSource
+from datadreamer_like.trainers.trainer import Trainer
+
+# peft uses a name of transformers that is deprecated.
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+TEXTS = ["the cat sat on a mat", "the dog ran to a tree"]
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of an encoder and of a language model."""
+    folder = tmp_path_factory.mktemp("bases")
+    encoder = tiny_models.word_pieces(TEXTS, max_length=32)
+    decoder = tiny_models.byte_pairs(TEXTS, 280, ["<s>", "</s>", "<pad>"], eos_token="</s>", pad_token="<pad>")
+    made = {
+        "me/encoder": (tiny_models.bert(encoder, transformers.BertModel), encoder),
+        "me/decoder": (tiny_models.llama(decoder, num_key_value_heads=2, pad_token_id=None), decoder),
+    }
+    return {name: tiny_models.save(model, tokens, folder / name[3:]) for name, (model, tokens) in made.items()}
+
+
+@pytest.fixture
+def with_bases(hub: HubServer, bases: dict[str, Path]) -> HubServer:
+    """The Hub with these two models."""
+    for name, folder in bases.items():
+        HfApi().create_repo(name)
+        HfApi().upload_folder(repo_id=name, folder_path=folder)
+    return hub
+
+
+def trained(kind: str, base: str, **changed: Any) -> Trainer:
+    """A trainer's result on its own example, far from the model that it started from."""
+    trainer = getattr(trainers, kind)
+    columns = {**trainer.example(), "learning_rate": 0.05, **changed}
+    if kind == "TrainLinearClassifier":
+        del columns["learning_rate"]
+    for name, value in columns.items():
+        if isinstance(value, list):
+            columns[name] = DataSource(f"{kind} {name}", data={"value": value}).output["value"]
+    given = () if kind == "TrainLinearClassifier" else (base,)
+    options = {"peft_config": peft.LoraConfig(r=4, target_modules="all-linear")} if given else {}
+    made: Trainer = trainer(kind, *given, **options).train(**columns)
+    return made
+
+
+def loaded_by_card(hub: HubServer, name: str, branch: str = "main") -> dict[str, Any]:
+    """What the code in a card makes, by the names of its variables."""
+    code = re.search(r"```python\n(.*?)```", hub.readme("model", name, branch), re.DOTALL)
+    assert code is not None
+    made: dict[str, Any] = {}
+    exec(code[1], made)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("kind", "base", "changed"),
+    [
+        ("TrainHFClassifier", "me/encoder", {"train_output": ["cat", "dog", "fox", "cat"]}),
+        ("TrainHFTokenClassifier", "me/encoder", {}),
+        ("TrainHFFineTune", "me/decoder", {}),
+        ("TrainHFRewardModel", "me/decoder", {}),
+    ],
+)
+def test_an_adapter_is_loaded_on_its_base_as_its_card_says(with_bases, tmp_path, kind, base, changed):
+    with DataDreamer(tmp_path / "session", verbose=False):
+        trainer = trained(kind, base, **changed)
+        trainer.publish_to_hf_hub("me/adapter", branch="tried", adapter_only=True)
+    made = loaded_by_card(with_bases, "me/adapter", "tried")
+    batch = made["tokenizer"](TEXTS[0], return_tensors="pt")
+    batch = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    with torch.no_grad():
+        torch.testing.assert_close(made["model"](**batch).logits, trainer.model(**batch).logits, rtol=1e-4, atol=1e-5)
+    assert made["model"].config.id2label == trainer.trained.config.id2label
+    assert made["tokenizer"].chat_template == trainer.tokenizer.chat_template
+
+
+def test_an_adapter_of_an_embedder_is_one_of_the_model_inside(with_bases, bases, tmp_path):
+    with DataDreamer(tmp_path / "session", verbose=False):
+        trainer = trained("TrainSentenceTransformer", "me/encoder")
+        trainer.publish_to_hf_hub("me/adapter", adapter_only=True)
+        wanted = trainer.model.encode(TEXTS)
+        alone = trainer.export_to_disk(tmp_path / "alone", adapter_only=True)
+    code = with_bases.readme("model", "me/adapter")
+    assert 'SentenceTransformer("me/encoder")' in code
+    assert 'model.load_adapter("me/adapter")' in code
+    student = SentenceTransformer(str(bases["me/encoder"]), device="cpu")
+    student.load_adapter(str(alone))
+    np.testing.assert_allclose(student.encode(TEXTS), wanted, rtol=1e-4, atol=1e-5)
+    inside = peft.PeftModel.from_pretrained(transformers.AutoModel.from_pretrained(bases["me/encoder"]), alone).eval()
+    batch = trainer.tokenizer(TEXTS[0], return_tensors="pt")
+    with torch.no_grad():
+        states = inside(**batch).last_hidden_state, trainer.trained.model(**batch).last_hidden_state
+    torch.testing.assert_close(*states, rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_that_only_this_package_runs_is_loaded_with_it(hub, bases, tmp_path):
+    with DataDreamer(tmp_path / "session", verbose=False):
+        linear = trained("TrainLinearClassifier", "")
+        linear.publish_to_hf_hub("me/linear", branch="tried")
+        sure = trained("TrainHFClassifier", str(bases["me/encoder"]))
+        fitted = shutil.copytree(sure.path, tmp_path / "fitted")
+        Confidence(temperature=7.0).write(fitted)
+        calibrated = TrainedModel.load(fitted)
+        calibrated.publish_to_hf_hub("me/calibrated")
+    for name, branch, own in (("me/linear", "tried", linear), ("me/calibrated", "main", calibrated)):
+        found = loaded_by_card(hub, name, branch)["model"].predict(TEXTS)
+        np.testing.assert_array_equal(found.probabilities, own.predict(TEXTS).probabilities)
+    assert "onnx" not in hub.readme("model", "me/linear", "tried")
