@@ -109,6 +109,9 @@ class Node:
         if self.session is not None and self.session.planned is not None:
             self.session.planned.constructed(self)
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name!r}>"
+
     def fingerprint_parts(self) -> dict[str, str]:
         """Returns the fingerprint of each part that determines the result, by name; a subclass writes this."""
         raise NotImplementedError(f"{type(self).__name__} has no fingerprint_parts().")

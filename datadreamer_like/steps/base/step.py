@@ -224,9 +224,6 @@ class Step(Registration, Operations["Derived"], Exports):
         """Restores a value stored by `pickle`."""
         return unpickle(value)
 
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.name!r}>"
-
     def __getstate__(self) -> dict[str, Any]:
         self.wait()
         return {**self.__dict__, "session": None, "_background": None, "inside": None, "usage": None}
