@@ -77,16 +77,18 @@ def label_suspects(
         labels: The given labels; a class has at least `folds` rows.
         classifier: A scikit-learn estimator with `predict_proba`, trained on copies; by default a logistic regression,
             for texts on their TF-IDF.
-        trusted: Rows whose labels are known to be right: they are trained on in each fold, and are no suspects.
+        trusted: Rows whose labels are known to be right, as True or False: they are trained on in each fold, and are no
+            suspects. Of a class whose rows are all trusted, nothing is learnt about labels that should be it.
         folds: Number of parts, 2 or more.
         seed: Of the random parts.
 
     Raises:
         MissingExtra: cleanlab is not installed.
         DefinitionError: Examples, labels and `trusted` differ in number, or `folds` is below 2.
-        ArgumentTypeError: The classifier has no `predict_proba`, or the examples are one text.
-        DataError: A feature is not finite, no text has a word, all rows are trusted, a label is missing, or a class has
-            fewer rows than there are folds.
+        ArgumentTypeError: The classifier has no `predict_proba`, the examples are one text, a label is a list or
+            dictionary, or a value of `trusted` is neither True nor False.
+        DataError: A feature is not finite, a text is missing or none has a word, all rows are trusted, a label is
+            missing, or a class has fewer rows than there are folds.
 
     Example:
         >>> found = label_suspects(embeddings, labels)  # doctest: +SKIP
@@ -99,7 +101,7 @@ def label_suspects(
     features, texts = _checked(examples, labels, classifier, folds)
     names = [str(label) for label in labels]
     classes, given = np.unique(names, return_inverse=True)
-    sure = np.zeros(len(names), dtype=bool) if trusted is None else np.asarray(trusted, dtype=bool)
+    sure = np.array([_is_trusted(each) for each in ([None] * len(names) if trusted is None else trusted)], dtype=bool)
     if len(sure) != len(names):
         raise DefinitionError(f"There are {len(names):,} labels and {len(sure):,} values of trusted; pass one a row.")
     if len(sure) and sure.all():
@@ -147,9 +149,20 @@ def _checked(examples: Any, labels: Sequence[Any], classifier: Any, folds: int) 
         )
     if not texts and (features.ndim != 2 or not np.isfinite(features.astype(np.float64)).all()):
         raise DataError("examples must be texts, or finite features [rows, dims].")
-    if any(label is None for label in labels):
-        raise DataError("A label is None. Leave rows without a label out.")
+    if texts and (other := next((text for text in examples if not isinstance(text, str)), "")) != "":
+        raise DataError(f"examples holds {other!r:.100} among texts. Leave rows without a text out.")
+    for row, label in enumerate(labels):
+        if label is None or (isinstance(label, float) and np.isnan(label)):
+            raise DataError(f"A label is {label}, in row {row}. Leave rows without a label out.")
+        if isinstance(label, (list, tuple, dict, set, np.ndarray)):
+            raise ArgumentTypeError(f"The label of row {row} is {label!r:.100}; expected one label, such as a text.")
     return features, texts
+
+
+def _is_trusted(value: Any) -> bool:
+    if value is None or (isinstance(value, (bool, int, float, np.generic)) and value in (0, 1)):
+        return bool(value)
+    raise ArgumentTypeError(f"trusted holds {value!r:.100}; expected True or False.")
 
 
 def _default_classifier(texts: bool) -> Any:

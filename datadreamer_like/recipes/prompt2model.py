@@ -57,9 +57,10 @@ class Prompt2Model:
     Viswanathan et al. 2023, arXiv:2308.12261. (1) The prompt is parsed into an instruction and demonstrations. (2) A
     dataset that fits is found among the cards of `datasets`, and (3) a base model among those of `models`, by BM25 and
     popularity, with a description that the LLM made up as the query. (4) The LLM writes rows, from prompts that show
-    demonstrations and rows made before, at a temperature that rises; of equal inputs the most frequent output is kept.
-    (5) A student is trained on found and made rows, and (6) measured. Each part can be used alone: `parse_prompt`,
-    `rank_cards`, `hub_cards`. The paper finds datasets by a trained encoder, and has a person choose; here BM25 does.
+    demonstrations and rows made before, at a temperature that rises; of the outputs of an input the most frequent is
+    kept, the shortest of those that are as frequent. (5) A student is trained on found and made rows, and (6) measured.
+    Each part can be used alone: `parse_prompt`, `rank_cards`, `hub_cards`. The paper finds datasets by a trained
+    encoder, and has a person choose; here BM25 does.
 
     Args:
         name: Prefix of the names of all steps and trainers, which are cached nodes.
@@ -105,7 +106,7 @@ class Prompt2Model:
         >>> print(made)  # doctest: +SKIP
     """
 
-    result_version: ClassVar[int] = 1
+    result_version: ClassVar[int] = 2  # 2: the shortest of outputs that are as frequent
     papers = ("2308.12261",)
 
     def __init__(
@@ -243,7 +244,7 @@ class Prompt2Model:
             if named is not None:
                 outputs.setdefault(given, Counter())[named] += 1
         return [
-            {"input": given, "output": counts.most_common(1)[0][0], "source": "made"}
+            {"input": given, "output": min(counts, key=lambda each: (-counts[each], len(each))), "source": "made"}
             for given, counts in outputs.items()
         ]
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 import re
+import signal
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from flaky_server import FlakyServer, Reply, prompt_of
 from hub_server import Blob
+from warm import CONTEXT
 
+from datadreamer_like import DataDreamer
 from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, EmptyDataset, HubError, UnknownColumn
-from datadreamer_like.models import BM25Retriever
+from datadreamer_like.models import BM25Retriever, OpenAI
 from datadreamer_like.recipes import HubCard, ParsedPrompt, Prompt2Model, hub_cards, parse_prompt, rank_cards
 from datadreamer_like.steps import DataSource
 from datadreamer_like.testing import FakeLLM
@@ -125,6 +129,15 @@ def test_no_text_is_trained_on_and_tested(session, tmp_path: Path):
     assert "1 rows left out: repeated." in str(made)
 
 
+def test_of_equal_inputs_the_most_frequent_output_is_kept_and_of_those_as_frequent_the_shortest(session):
+    said = [("x", "not good"), ("x", "bad"), ("y", "not good"), ("y", "not good"), ("y", "bad")]
+    said += [(f"other {number}", ("not good", "bad")[number % 2]) for number in range(15)]
+    llm = FakeLLM(["Input: {}\nOutput: {}".format(*pair) for pair in said])
+    made = Prompt2Model("Made", **given(llm=llm, labels=None, rounds=1))
+    kept = {row["input"]: row["output"] for row in made.rows.output}
+    assert (kept["x"], kept["y"]) == ("bad", "not good")
+
+
 def test_later_rounds_show_rows_of_earlier_ones(session):
     llm = FakeLLM(answer)
     Prompt2Model("Made", **given(llm=llm, rounds=2, temperatures=(0.2, 0.8)))
@@ -132,6 +145,48 @@ def test_later_rounds_show_rows_of_earlier_ones(session):
     assert [request.sampling.temperature for request in written] == pytest.approx([0.2] * 10 + [0.8] * 10)
     assert not any("the film was" in request.prompt for request in written[:10])
     assert all("the film was" in request.prompt for request in written[10:])
+
+
+def run_with_server(folder: Path, url: str, films: Path) -> Any:
+    """What one process makes, with data and a control; it asks a server."""
+    card = HubCard("films", "a review, positive or negative", str(films), input_column="review", output_column="kind")
+    with DataDreamer(folder, verbose=False):
+        llm = OpenAI("m", base_url=url, api_key="none")
+        made = Prompt2Model("Made", **given(llm=llm, datasets=[card], control=True))
+        said = made.student.predict(["a good day"]).probabilities.tolist()
+        return [*made.rows.output], made.metrics, made.left_out, said
+
+
+def run_until_killed(folder: Path, url: str, films: Path) -> None:
+    run_with_server(folder, url, films)
+
+
+@pytest.mark.parametrize("moment", [14, 22])  # in the second round, and in the control
+def test_killed_at_any_request_it_pays_for_no_answer_twice(tmp_path: Path, moment: int):
+    (tmp_path / "films.csv").write_text("review,kind\na fine good film,positive\nso bad,negative\n")
+    killed: list[Any] = []
+
+    def behave(body: dict[str, Any], before: int) -> Reply:
+        if killed and server.seen.total() - calm >= moment:
+            killed.pop().kill()
+        return Reply(answer(prompt_of(body)), seconds=0.02)
+
+    with FlakyServer(behave) as server:
+        calm = 0
+        whole = run_with_server(tmp_path / "whole", server.url, tmp_path / "films.csv")
+        calm, expected = server.seen.total(), server.seen.copy()
+        arguments = (tmp_path / "cut", server.url, tmp_path / "films.csv")
+        process = CONTEXT.Process(target=run_until_killed, args=arguments)
+        killed.append(process)
+        process.start()
+        process.join(timeout=120)
+        assert process.exitcode == -signal.SIGKILL
+        assert run_with_server(*arguments) == whole
+        asked = server.seen - expected
+        assert asked.keys() == expected.keys()
+        assert calm <= asked.total() <= calm + 2 * server.most_at_once
+        run_with_server(*arguments)
+        assert server.seen - expected == asked
 
 
 def test_the_base_model_is_the_best_card(session, tiny_encoder):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from markdown_it import MarkdownIt
 from pypdf import PdfWriter
 from pypdf.generic import DecodedStreamObject, DictionaryObject, NameObject, NumberObject
 
@@ -62,6 +63,34 @@ def test_each_format_gives_its_text_title_and_pages(session: DataDreamer, folder
     assert texts[:2] == ["plain\ntext", (folder / "b.md").read_text()]
     assert texts[2] == "## Café\n\nOne link & more_than_that.\n\n* a\n* b"
     assert texts[3:] == ["first page", "second page"]
+
+
+HEAD = "<tr><th>a</th><th>b</th></tr>"
+
+
+@pytest.mark.parametrize(
+    ("rows", "cells"),
+    [
+        (f"{HEAD}<tr><td>x|y<br>z</td><td><code>ls | wc</code></td></tr>", ["a", "b", "x|y<br>z", "`ls | wc`"]),
+        (f"{HEAD}<tr><td><p>one\nline</p><p>two</p></td><td>1</td></tr>", ["a", "b", "one line<br>two", "1"]),
+        (f"{HEAD}<tr><td><h2>big</h2>text</td><td><pre>l\n|</pre></td></tr>", ["a", "b", "big<br>text", "`l`<br>`|`"]),
+        (f"{HEAD}<tr><td><ul><li>p</li><li>q</li></ul></td><td>1</td></tr>", ["a", "b", "* p<br>* q", "1"]),
+        (f"{HEAD}<tr><td rowspan=2>x</td><td>1</td></tr><tr><td>2</td></tr>", ["a", "b", "x", "1", "x", "2"]),
+        ("<tr><th colspan=2>a</th></tr><tr><td>1</td><td>2</td></tr>", ["a", "", "1", "2"]),
+        ("<tr><td colspan=99999>a</td></tr><tr><td>1</td><td>2</td></tr>", ["", "", "a", "", "1", "2"]),
+        (f"<thead>{HEAD}</thead><tfoot><tr><td>1</td></tr></tfoot>", ["a", "b", "1", ""]),
+        (f"<tr><td><table>{HEAD}<tr><td>1</td><td>2</td></tr></table></td><td>c</td></tr>", [*"ab12c"]),
+        ("<tr><td><h1>A</h1><p>B</p></td></tr>", ["A", "B"]),
+        ("<tr></tr>", []),
+    ],
+)
+def test_cells_of_html_tables_are_cells_of_markdown(
+    session: DataDreamer, tmp_path: Path, rows: str, cells: list[str]
+) -> None:
+    (tmp_path / "a.html").write_text(f"<body><table>\n{rows}\n</table></body>")
+    (text,) = DocumentDataSource("Documents", data_folder=tmp_path).output["text"]
+    tokens = MarkdownIt("commonmark").enable("table").parse(text)
+    assert [token.content for token in tokens if token.type == "inline"] == cells
 
 
 def test_pages_can_be_joined_and_files_chosen(session: DataDreamer, folder: Path) -> None:

@@ -63,6 +63,14 @@ def test_columns_fill_the_template_and_a_cell_is_never_executed(session: DataDre
             "{{ its.v }}",
             "10,000,000 characters",
         ),
+        ("{{ '%*d' | format(n, 1) }}", "10,000,000 characters"),
+        ("{{ ('a\n' * 9999) | indent(9999) }}", "10,000,000 characters"),
+        ("{{ range(9999) | join('a' * 9999) }}", "10,000,000 characters"),
+        ("{{ ('a' * 9999) | replace('a', 'b' * 9999) }}", "10,000,000 characters"),
+        ("{{ ('a ' * 9999) | wordwrap(1, wrapstring='b' * 9999) }}", "10,000,000 characters"),
+        ("{{ ('\t' * 9999).expandtabs(9999) }}", "10,000,000 characters"),
+        ("{{ [1] | slice(n) | list }}", "10,000,000 characters"),
+        ("{{ [1] | tojson(indent=n) }}", "by more than 100"),
         ("{{ n ** n }}", "digits"),
         ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}x", "1,000,000 turns"),
     ],
@@ -74,6 +82,17 @@ def test_a_template_that_takes_too_much_fails_its_row_at_once(session: DataDream
     assert llm.prompts == ["---     1|   2"]
     assert list(made.errors) == [0]
     assert says in made.errors[0]
+
+
+def test_filters_within_the_limits_work_as_those_of_jinja(session: DataDreamer) -> None:
+    llm = Echo()
+    ask(
+        "{{ [x, 1] | join('; ') }} {{ 'a b' | replace(' ', '_') }} {{ '%03d' | format(7) }} "
+        "{{ [1] | tojson(indent=1) }} {{ ['a', 'b'] | map('upper') | join(d='+') }} {{ 'a\nb' | indent(2) }} "
+        "{{ [1, 2, 3] | slice(2) | list }}",
+        llm, {"x": ["ab"]},
+    )  # fmt: skip
+    assert llm.prompts == ["ab; 1 a_b 007 [\n 1\n] A+B a\n  b [[1, 2], [3]]"]
 
 
 @pytest.mark.parametrize(

@@ -277,8 +277,8 @@ def _in_row(value: Any) -> Any:
     return _List(map(_in_row, value)) if isinstance(value, list | tuple) else value
 
 
-def _as_json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, default=_in_json)
+def _as_json(value: Any, indent: int | None = None) -> str:
+    return json.dumps(value, ensure_ascii=False, default=_in_json, indent=indent)
 
 
 def _in_json(value: Any) -> str | None:

@@ -26,8 +26,8 @@ COUNTED = "counted_turns"
 
 _TURNS = "turns of loops"
 _MOST_BITS = 100_000
-_PADDING = ("center", "ljust", "rjust", "zfill", "expandtabs")
-_PADDING_FILTERS = ("batch", "center", "indent")
+_MOST_INDENT = 100
+_PADDING = ("center", "ljust", "rjust", "zfill")
 # A width in a text for `%` or `format`: a large number, or one that is an argument.
 _WIDTH = re.compile(r"(?:%(?:\([^)]*\))?[-+ #.\d]*?|\{[^{}]*:[^{}]*?)(?:(?P<large>\d{7,})|\*|\{)")
 
@@ -97,6 +97,8 @@ def check_call(called: Any, arguments: Iterable[Any]) -> None:
             check_format(text, arguments)
         elif method.__name__ in _PADDING:
             _check_widths(arguments)
+        elif method.__name__ == "expandtabs":
+            check_size(text.count("\t") * max((each for each in arguments if isinstance(each, int)), default=8))
         elif method.__name__ in ("join", "replace"):
             _check_repeated(text, method.__name__, *arguments)
 
@@ -111,16 +113,64 @@ def check_format(text: str, arguments: Iterable[Any]) -> None:
 
 
 def bounded(name: str, filter: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns a filter that refuses widths that make a text too large."""
-    if name not in _PADDING_FILTERS:
+    """Returns a filter that refuses what would make a text that is too large, before it is made."""
+    check = _FILTERS.get(name)
+    if check is None:
         return filter
 
+    before = 1 if hasattr(filter, "jinja_pass_arg") else 0  # a context
+
     @wraps(filter)
-    def checked(value: Any, *arguments: Any, **options: Any) -> Any:
-        _check_widths((*arguments, *options.values()))
-        return filter(value, *arguments, **options)
+    def checked(*arguments: Any, **options: Any) -> Any:
+        context, value, more = arguments[:before], arguments[before], arguments[before + 1 :]
+        if name == "join" and not isinstance(value, Sequence):
+            value = list(value)
+        check(value, *more, **options)
+        return filter(*context, value, *more, **options)
 
     return checked
+
+
+def _check_width_of_filter(value: Any, *arguments: Any, **options: Any) -> None:
+    _check_widths((*arguments, *options.values()))
+
+
+def _check_indent(value: Any, width: Any = 4, *_: Any, **options: Any) -> None:
+    size = len(width) if isinstance(width, str) else width
+    if isinstance(value, str) and isinstance(size, int):
+        check_size((value.count("\n") + 1) * size)
+
+
+def _check_format_filter(value: Any, *arguments: Any, **options: Any) -> None:
+    check_format(str(value), (*arguments, *options.values()))
+
+
+def _check_join(value: Sequence[Any], d: Any = "", *_: Any, **options: Any) -> None:
+    check_size(len(str(d)) * len(value) + sum(len(each) for each in value if isinstance(each, str)))
+
+
+def _check_replace(value: Any, old: Any, new: Any, *_: Any, **options: Any) -> None:
+    _check_repeated(str(value), "replace", str(old), str(new))
+
+
+def _check_wordwrap(
+    value: Any, width: Any = 79, break_long_words: Any = True, wrapstring: Any = None, *_: Any, **options: Any
+) -> None:
+    if isinstance(value, str) and isinstance(width, int) and wrapstring is not None:
+        lines = value.count("\n") + 2 * len(value) // max(1, width) + 1
+        check_size(lines * len(str(wrapstring)))
+
+
+def _check_json(value: Any, indent: Any = None) -> None:
+    if isinstance(indent, int) and indent > _MOST_INDENT:
+        raise TooLarge(f"it indents JSON by more than {_MOST_INDENT} characters")
+
+
+_FILTERS: dict[str, Callable[..., None]] = {
+    "batch": _check_width_of_filter, "center": _check_width_of_filter, "slice": _check_width_of_filter,
+    "indent": _check_indent, "format": _check_format_filter, "join": _check_join, "replace": _check_replace,
+    "wordwrap": _check_wordwrap, "tojson": _check_json,
+}  # fmt: skip
 
 
 def _check_repeated(text: str, name: str, first: Any = None, new: Any = None, *_: Any) -> None:

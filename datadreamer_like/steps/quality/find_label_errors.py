@@ -85,7 +85,7 @@ class FindLabelErrors(RowFilter):
         if not known:
             raise EmptyDataset(f'"{self.name}": no row has both an input and a label, so there is nothing to check.')
         given = [columns["inputs"][row] for row in known]
-        trusted = [bool(columns["trusted"][row]) for row in known] if "trusted" in columns else None
+        trusted = [columns["trusted"][row] for row in known] if "trusted" in columns else None
         found = label_suspects(
             given if given and isinstance(given[0], str) else np.asarray(given, dtype=np.float64),
             [columns["labels"][row] for row in known],

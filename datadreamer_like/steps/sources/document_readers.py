@@ -52,11 +52,10 @@ def read_markdown(text: str) -> list[Page]:
 
 def read_html(file: Path) -> list[Page]:
     """Reads HTML as Markdown; the encoding is that of the document's own declaration."""
-    from bs4 import BeautifulSoup
-    from markdownify import MarkdownConverter
+    from .html_converter import html_as_markdown, parsed
 
     with binary(file) as stream:
-        soup = BeautifulSoup(stream.read(), "html.parser")
+        soup = parsed(stream.read())
     for tag in soup.find_all(_NOT_CONTENT):
         tag.decompose()
     heading = soup.find("h1")
@@ -66,10 +65,7 @@ def read_html(file: Path) -> list[Page]:
     content = soup.find("main") or (articles[0] if len(articles) == 1 else None) or soup.body or soup
     if soup.title and content is soup:  # a fragment; the title is not part of its text
         soup.title.decompose()
-    convert = MarkdownConverter(
-        heading_style="ATX", strip=["a", "img"], escape_asterisks=False, escape_underscores=False, escape_misc=False
-    )
-    text = re.sub(r"[ \t]+\n", "\n", convert.convert_soup(content))
+    text = re.sub(r"[ \t]+\n", "\n", html_as_markdown(content))
     return [Page(_unicode(re.sub(r"\n{3,}", "\n\n", text).strip()), title)]
 
 

@@ -35,9 +35,10 @@ class DocumentDataSource(TextFileSource):
     `text`, and `page` (from 1; None for a document without pages). A PDF has one row per page, other documents one row.
 
     HTML becomes Markdown with its headings, lists and tables; of `<main>` or the only `<article>` if there is one,
-    without navigation, scripts, images and addresses of links. A document or page that cannot be read is a row whose
-    text is None and whose reason is in `step.errors`; the run counts them. A page without text, such as a scan, is an
-    empty text, and a warning says how many there are.
+    without navigation, scripts, images and addresses of links. Lines in a cell of a table are separated by `<br>`, a
+    cell over several rows is repeated in each, and of tables that only arrange texts the texts remain. A document or
+    page that cannot be read is a row whose text is None and whose reason is in `step.errors`; the run counts them. A
+    page without text, such as a scan, is an empty text, and a warning says how many there are.
 
     Args:
         data_folder: The folder.
@@ -56,6 +57,7 @@ class DocumentDataSource(TextFileSource):
         ['path', 'title', 'text', 'page']
     """
 
+    result_version: ClassVar[int] = 2  # 2: cells of HTML tables
     suffixes: ClassVar[tuple[str, ...]] = tuple(READERS)
     known_options: ClassVar[dict[str, Any]] = {"encoding": "utf-8", "pages": True}
 
