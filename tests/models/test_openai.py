@@ -165,9 +165,14 @@ def test_429_is_waited_out_as_retry_after_says_and_requests_grow_fewer(tmp_path:
         Reply(body=b"[1, 2]"),
         Reply(body=b"<html>hello</html>", headers={"content-type": "text/html"}),
         Reply(choices=0),
+        Reply(body=b'{"choices": [{}]}'),
+        Reply(body=b'{"choices": ["x"]}'),
     ],
-    ids=["500", "503", "408", "409", "502", "drop", "hang", "cut", "closed", "empty", "list", "html", "no-choices"],
-)
+    ids=[
+        "500", "503", "408", "409", "502", "drop", "hang", "cut", "closed", "empty", "list", "html", "no-choices",
+        "no-message", "text-choice",
+    ],
+)  # fmt: skip
 def test_trouble_that_passes_is_retried_and_every_row_answered(trouble: Reply, tmp_path: Path) -> None:
     def behave(body: dict[str, Any], before: int) -> Reply:
         return (

@@ -42,6 +42,7 @@ SCORES: list[tuple[object, float | None]] = [
     ("7,5", 7.5),
     ("1,000", 1000.0),
     ("-3", -3.0),
+    ("-.5", -0.5),
     ("9/10", 9.0),
     ("Score: 4 out of 5", 4.0),
     ("On a scale of 1 to 10, I would give it an 8.", 8.0),
