@@ -303,7 +303,7 @@ class ConcurrentEngine(Engine[Q, A]):
         return self._recorder.calls.failed(error)
 
     def _refused(self, error: ModelError) -> A:
-        words = re.sub(r"\d+", "0", str(error))
+        words = re.sub(r"(?<![\w-])[\w-]*?\d[\w-]*+", "0", str(error))  # numbers, and ids of requests
         self._refusals = self._refusals + 1 if words == self._refusal else 1
         self._refusal, self._lost = words, 0
         if self._refusals >= _REFUSED_FROM_START and not self._recorder.knows_answers and type(error) is BadRequest:
