@@ -26,9 +26,9 @@ from datadreamer_like.errors import (
     UnknownModel,
 )
 from datadreamer_like.graph.threads import DaemonPool
+from datadreamer_like.storage.answers import Claims
 
 from .allowance import Allowance, retry_delay
-from .claims import Claims
 from .failures import A
 from .pipeline import Engine, Job, Q, Recorder
 
