@@ -216,6 +216,8 @@ YES_OR_NO: list[tuple[object, bool | None]] = [
     ("<think>no, no, no</think>\nYes", True),
     ("Yesterday nothing", None),
     ("yes and no", None),
+    ("no yes", None),
+    ("No no no.", False),
     ("either yes or no", None),
     ("", None),
     ("I cannot answer yes or no.", None),
