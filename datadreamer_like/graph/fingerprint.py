@@ -29,7 +29,7 @@ from .arrays import BY_NAME, hash_parts
 from .installed import installed_id, is_found_by_name, is_installed, is_own
 from .members import members_of, metaclass_of, state_of
 from .own_changes import Place, before_changes, has_state
-from .references import docs_of, own_attributes, own_modules, reads_docs, references
+from .references import docs_of, is_dispatcher, own_attributes, own_modules, reads_docs, references
 
 
 def fingerprint(value: Any, what: str = "value") -> str:
@@ -235,7 +235,8 @@ class _Walk:
                 self.waiting.append((value, "".join(self.path)))
             return hash_parts("number", str(self.numbers[id(value)]).encode())
         if id(value) in self.opened:
-            return hash_parts("opened", str(self.opened.index(id(value))).encode())
+            # By its distance, as a cycle: the index would differ where the value is fingerprinted by itself.
+            return hash_parts("opened", str(len(self.opened) - self.opened.index(id(value))).encode())
         if id(value) not in self.known:
             path, parts = self.path, []
             self.numbers, self.waiting = {id(value): 0}, [(value, "".join(path))]
@@ -260,12 +261,18 @@ class _Walk:
             parts.append(self.code(value.__code__))
         for name, held in (("defaults", value.__defaults__), ("kwdefaults", value.__kwdefaults__)):
             parts.append(self.variable(name, Place(held) if held else None, held, ".__{}__"))
-        given = sorted(own_attributes(value).items())
-        parts += [self.variable(name, Place(vars(value), name), item) for name, item in given]
+        given = {} if self.has_new_attributes(value) else own_attributes(value)
+        parts += [self.variable(name, Place(vars(value), name), item) for name, item in sorted(given.items())]
         found = references(value, only_closure=installed)
         way = f" → {value.__qualname__}'s variable {{!r}}"
         parts += [self.variable(name, place, item, way) for name, (place, item) in sorted(found.items())]
         return hash_parts("function", *parts)
+
+    def has_new_attributes(self, value: types.FunctionType) -> bool:
+        """Returns whether a node's run gave a function all its attributes, as `f.n = getattr(f, "n", 0) + 1` does."""
+        if self.as_is or hasattr(value, "__wrapped__") or is_dispatcher(value):
+            return False
+        return before_changes(Place(vars(value)), digest_as_is) == digest_as_is({})
 
     def named(self, value: Any) -> bytes:
         return hash_parts("installed", installed_id(value).encode())

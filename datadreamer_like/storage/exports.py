@@ -92,11 +92,16 @@ def _exchanged(draft: Path, target: Path) -> bool:
 
 
 def local_path(path: str | os.PathLike[str], what: str) -> Path:
-    """Returns a path that the user gave, with `~` as the home folder; an address is refused."""
+    """Returns a path that the user gave, with `~` as the home folder; an address and what is no path are refused."""
     text = os.fspath(path)
+    if not text or "\0" in text:
+        raise StorageError(f"{what}: {text!r} is not a path. Give the name of a file or folder to write.")
     if is_address(text):
         raise StorageError(f"{what}: {text} is an address. Write to a local path, and copy it from there.")
-    return Path(text).expanduser()
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:  # no such user
+        raise StorageError(f"{what}: {text} cannot be written to ({error}). Give another path.") from error
 
 
 def is_address(path: str) -> bool:

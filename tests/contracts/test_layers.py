@@ -140,3 +140,9 @@ def test_no_two_files_import_each_other():
             del waiting[module]
     # What is left is in a circle, or imports a module that is.
     assert sorted(waiting) == []
+
+
+def test_one_prompt_passes_through_few_files():
+    script = "import count_files; count_files.ROWS = 1_500; raise SystemExit(count_files.main())"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT / "scripts")
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -37,6 +37,17 @@ CHANGING = {
     ),
     "a default argument": "def clean(row, seen=[]):\n    seen.append(row['t'])\n    return row",
     "an attribute of the function": "def clean(row):\n    clean.n += 1\n    return row\nclean.n = 0",
+    "an attribute that the function makes": (
+        "def clean(row):\n    clean.n = getattr(clean, 'n', 0) + 1\n    return row"
+    ),
+    "a list of objects that make such objects": (
+        "made = []\nclass Maker:\n    def make(self): made.append(Maker())\nmaker = Maker()\n"
+        "def clean(row):\n    maker.make()\n    return row"
+    ),
+    "numpy's random generator": (
+        "import numpy as np\ndice = np.random.default_rng(0)\ndef clean(row):\n"
+        "    return {'t': row['t'] + str(dice.random())}"
+    ),
     "an attribute of a class": "class Count:\n    n = 0\ndef clean(row):\n    Count.n += 1\n    return row",
     "a list of a class": "class Count:\n    rows = []\ndef clean(row):\n    Count.rows.append(row)\n    return row",
     "an object": (

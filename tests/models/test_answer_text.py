@@ -66,6 +66,8 @@ ANSWERS: list[tuple[Any, str | None, bool, str | None, str]] = [
     ("Write <think> to start.", "stop", False, "Write <think> to start.", ""),
     ("Write <think> to start and </think> to end.", "stop", False, "Write <think> to start and </think> to end.", ""),
     ("Close it with `</think>`.", "stop", False, "Close it with `</think>`.", ""),
+    ("\u200b", "length", False, None, "before it wrote any text"),
+    ("\ufeff\n", "max_tokens", False, None, "before it wrote any text"),
     ("<think>Let me see", "length", False, None, "before it wrote any text"),
     ("<think>Let me see", "stop", False, None, "within its thoughts"),
     ("<think>Let me see</think>", "length", False, None, "before it wrote any text"),

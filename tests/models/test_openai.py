@@ -11,6 +11,7 @@ import sys
 import textwrap
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -165,9 +166,14 @@ def test_429_is_waited_out_as_retry_after_says_and_requests_grow_fewer(tmp_path:
         Reply(body=b"[1, 2]"),
         Reply(body=b"<html>hello</html>", headers={"content-type": "text/html"}),
         Reply(choices=0),
+        Reply(body=b'{"choices": [{}]}'),
+        Reply(body=b'{"choices": ["x"]}'),
     ],
-    ids=["500", "503", "408", "409", "502", "drop", "hang", "cut", "closed", "empty", "list", "html", "no-choices"],
-)
+    ids=[
+        "500", "503", "408", "409", "502", "drop", "hang", "cut", "closed", "empty", "list", "html", "no-choices",
+        "no-message", "text-choice",
+    ],
+)  # fmt: skip
 def test_trouble_that_passes_is_retried_and_every_row_answered(trouble: Reply, tmp_path: Path) -> None:
     def behave(body: dict[str, Any], before: int) -> Reply:
         return (
@@ -198,6 +204,17 @@ def test_trouble_that_stays_fails_its_row_alone_and_is_sent_again_by_the_next_ru
         assert (usage.prompt_tokens, usage.completion_tokens) == (39 * 3, 39 * 2)
         assert llm.run(PROMPTS) == expected
         assert sum(server.seen.values()) == 39 + 6
+
+
+@pytest.mark.parametrize("words", ["not allowed (request id: {}), n {}", "not allowed {}{}"])
+def test_a_refusal_of_every_request_ends_the_run_whatever_ids_are_in_it(words: str, tmp_path: Path) -> None:
+    def behave(body: dict[str, Any], before: int) -> Reply:
+        return error(400, words.format(uuid.uuid4(), len(prompt_of(body))))
+
+    with FlakyServer(behave) as server:
+        with pytest.raises(BadRequest, match="The first 20 requests have all been refused in the same words"):
+            client(server, tmp_path).run([f"prompt {number}" for number in range(200)])
+        assert sum(server.seen.values()) < 100
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from datadreamer_like.errors import (
     UnknownColumn,
 )
 from datadreamer_like.graph.output import OutputDataset
-from datadreamer_like.steps import DataSource, LazyRows, Step
+from datadreamer_like.steps import DataSource, HFDatasetDataSource, JSONDataSource, LazyRows, Step
 
 ROWS = [{"text": f"t{i}", "n": i, "label": "abc"[i % 3]} for i in range(30)]
 
@@ -561,7 +561,8 @@ def test_fields_with_any_line_end_are_quoted_in_csv(session, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "path", ["s3://bucket/x.csv", "hf://datasets/x", "gs:/bucket/x.csv", "folder", "file/x.csv", "x" * 300]
+    "path",
+    ["s3://bucket/x.csv", "hf://datasets/x", "gs:/bucket/x", "folder", "file/x.csv", "x" * 300, "", "a\0b", "~no-1/x"],
 )
 def test_paths_that_cannot_be_written_are_one_error(session, tmp_path, monkeypatch, path):
     (tmp_path / "here" / "folder").mkdir(parents=True)
@@ -578,7 +579,16 @@ def test_paths_that_cannot_be_written_are_one_error(session, tmp_path, monkeypat
 
 def test_a_home_folder_is_meant_by_its_sign(session, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert DataSource("Rows", data={"n": [1]}).export_to_json("~/x.json") == str(tmp_path / "x.json")
+    rows = DataSource("Rows", data={"n": [1]})
+    assert rows.export_to_json("~/files/x.json") == str(tmp_path / "files" / "x.json")
+    rows.export_to_hf_dataset("~/hf")
+    for again in (
+        JSONDataSource("A file", data_files="~/files/x.json"),
+        JSONDataSource("A pattern", data_files=["~/files/*.json"]),
+        JSONDataSource("A folder", data_folder="~/files"),
+        HFDatasetDataSource("A dataset", "~/hf"),
+    ):
+        assert list(again.output["n"]) == [1]
 
 
 def test_an_exported_dataset_is_replaced_as_a_whole(session, tmp_path):

@@ -12,15 +12,16 @@ KEYS = [bytes([number]) * 16 for number in range(6)]
 
 def other_process(path: Path, calls: Connection) -> None:
     locks = KeyLocks(path)
-    calls.send(locks.are_shared)
+    calls.send(locks.others_came)
     while (call := calls.recv()) is not None:
         name, arguments = call
-        calls.send(locks.are_shared if name == "are_shared" else getattr(locks, name)(*arguments))
+        calls.send(getattr(locks, name)(*arguments))
 
 
 def test_a_key_is_locked_by_one_process_until_it_unlocks_it_or_dies(tmp_path: Path) -> None:
     locks = KeyLocks(tmp_path / "locks")
-    assert not locks.are_shared
+    assert not locks.others_came
+    assert locks.marks[:] == locks.mark
     assert locks.lock_all()
     here, there = CONTEXT.Pipe()
     process = CONTEXT.Process(target=other_process, args=(tmp_path / "locks", there))
@@ -31,7 +32,7 @@ def test_a_key_is_locked_by_one_process_until_it_unlocks_it_or_dies(tmp_path: Pa
         return here.recv()
 
     assert here.recv() is True
-    assert locks.are_shared
+    assert locks.marks[:] != locks.mark
     assert [other("lock", key) for key in KEYS] == [False] * 6
     locks.unlock_all_but([KEYS[4], KEYS[1]])
     assert [other("lock", key) for key in KEYS] == [True, False, True, True, False, True]
@@ -44,5 +45,5 @@ def test_a_key_is_locked_by_one_process_until_it_unlocks_it_or_dies(tmp_path: Pa
     assert all(locks.lock(key) for key in KEYS)
     locks.close()
     alone = KeyLocks(tmp_path / "locks")
-    assert not alone.are_shared
+    assert not alone.others_came
     alone.close()

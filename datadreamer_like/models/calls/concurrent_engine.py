@@ -26,9 +26,9 @@ from datadreamer_like.errors import (
     UnknownModel,
 )
 from datadreamer_like.graph.threads import DaemonPool
+from datadreamer_like.storage.answers import Claims
 
 from .allowance import Allowance, retry_delay
-from .claims import Claims
 from .failures import A
 from .pipeline import Engine, Job, Q, Recorder
 
@@ -321,7 +321,7 @@ class ConcurrentEngine(Engine[Q, A]):
         return self._recorder.calls.failed(error)
 
     def _refused(self, error: ModelError) -> A:
-        words = re.sub(r"\d+", "0", str(error))
+        words = re.sub(r"(?<![\w-])[\w-]*?\d[\w-]*+", "0", str(error))  # numbers, and ids of requests
         self._refusals = self._refusals + 1 if words == self._refusal else 1
         self._refusal, self._lost = words, 0
         if self._refusals >= _REFUSED_FROM_START and not self._recorder.knows_answers and type(error) is BadRequest:

@@ -18,10 +18,9 @@ from datadreamer_like.errors import ArgumentTypeError, ModelError, OverBudget
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.session import current_session, not_in_plan
 from datadreamer_like.graph.usage import Usage, current_usage
-from datadreamer_like.storage.answers import AnswerStore
+from datadreamer_like.storage.answers import AnswerStore, Claims
 
 from ..model import Model
-from .claims import Claims
 from .failures import A, Rejected
 from .options import Run
 

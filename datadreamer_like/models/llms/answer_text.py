@@ -29,6 +29,8 @@ _BROKEN = {
 # A text with one of these is whole, or cut off behind its first word.
 _ORDINARY = ("stop", "length", None)
 _PAUSED = {"pause_turn", "pause"}
+# Characters without a width: an answer of nothing else is empty.
+_INVISIBLE = "\u200b\u200c\u200d\u2060\ufeff\x00 \t\n\r"
 _CALLED = {"tool_calls", "tool_call", "tool_use", "function_call"}
 
 
@@ -75,6 +77,7 @@ def answer_text(
         unfinished = found.unfinished and (not found.text.strip() or reason in _CUT_OFF)
         text = (found.text if unfinished or not found.unfinished else _valid(text)).strip()
         text = json_text(text) if shaped else text
+        text = text if text.strip(_INVISIBLE) else ""
     kept = _valid("\n".join(thoughts)) or None
     error = _answer_error(text, reason, " ".join(refusals), shaped, unfinished, calls)
     if error is not None:

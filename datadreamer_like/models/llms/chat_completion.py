@@ -24,11 +24,13 @@ def usage_of(completion: Fields) -> Usage:
 
 
 def text_of(choice: Fields, shaped: bool, wanted_back: Collection[str] = ()) -> AnswerText:
-    """Returns the text of one choice; a choice without a message raises AttributeError.
+    """Returns the text of one choice; a choice without a message raises ValueError.
 
     `wanted_back` are the fields of thoughts that the server wants back with calls.
     """
-    message = choice.message
+    message = getattr(choice, "message", None)
+    if not isinstance(message, Fields):
+        raise ValueError("one of its choices has no message")
     # DeepSeek's and vLLM's names for thoughts.
     thoughts = message.reasoning_content or message.reasoning
     return answer_text(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
@@ -189,7 +190,10 @@ def refused_parameter(error: Exception, sent: Collection[str]) -> tuple[str, boo
 
 def server_words(error: Exception, secrets: Secrets | None = None) -> str:
     """Returns the server's message from any form of body, on one line, shortened, and without keys."""
-    words = (secrets or Secrets(())).taken_out_of(_words(error))
+    words, body = _words(error), getattr(error, "body", None)
+    if isinstance(body, Mapping | list) and body and _message(body) is None:  # in a form that is not known
+        words = _sentence(json.dumps(body, ensure_ascii=False, default=str)[:_MOST_READ])
+    words = (secrets or Secrets(())).taken_out_of(words)
     return _sentence(f"{words[:_MOST_WORDS]}..." if len(words) > _MOST_WORDS else words)
 
 
@@ -211,6 +215,11 @@ def _sentence(text: str) -> str:
     return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
+_NAMES = (
+    "message", "msg", "error_description", "error", "detail", "errors", "title", "details", "reason", "description",
+)  # fmt: skip
+
+
 def _message(body: object) -> str | None:
     """Finds the message in a body: a text, `{"message"}`, `{"error": ...}`, `{"detail": [{"loc", "msg"}]}` ..."""
     if isinstance(body, str):
@@ -218,7 +227,7 @@ def _message(body: object) -> str | None:
         body = body[:_MOST_READ]
         return re.sub(r"<(style|script).{0,5000}?</\1>|<[^<>]*>", " ", body, flags=re.S | re.I).strip() or None
     if isinstance(body, Mapping):
-        for name in ("message", "msg", "error_description", "error", "detail", "errors", "title"):
+        for name in _NAMES:
             if text := _message(body.get(name)):
                 place = body.get("loc") if name == "msg" else None
                 return f"{'.'.join(map(str, place))}: {text}" if isinstance(place, Sequence) else text

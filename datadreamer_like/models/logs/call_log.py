@@ -144,7 +144,7 @@ def _shown(record: object) -> str:
 def _found(files: tuple[str | os.PathLike[str], ...]) -> list[Path]:
     found: list[Path] = []
     for each in files:
-        path = Path(each)
+        path = Path(os.path.expanduser(each))
         if path.is_dir():
             inside = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
             if not inside:
@@ -152,7 +152,7 @@ def _found(files: tuple[str | os.PathLike[str], ...]) -> list[Path]:
             found += inside
         elif path.exists():
             found.append(path)
-        elif glob.has_magic(str(each)) and (matching := sorted(glob.glob(str(each), recursive=True))):
+        elif glob.has_magic(str(each)) and (matching := sorted(glob.glob(str(path), recursive=True))):
             found += map(Path, matching)
         else:
             raise MissingFile(f"There is no file {path} with logged calls. Check the path.")

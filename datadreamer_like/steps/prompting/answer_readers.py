@@ -27,7 +27,7 @@ _NOUN = re.compile(
 )
 _ANSWERS_NO = re.compile(
     r"$|[.,;:!)\]\"'(]|\s?[(–—]|\s-\s|\s(?:because|since|as|but|it|this|that|there|the|its|their|i|he|she|they|we|you|in|"
-    r"for|due|given|although|though|not|and|when|while|with|on|overall|thanks?)\b(?!-)",
+    r"for|due|given|although|though|not|and|when|while|with|on|overall|thanks?|yes|no)\b(?!-)",
     re.IGNORECASE,
 )
 _LACKS = re.compile(

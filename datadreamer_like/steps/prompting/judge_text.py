@@ -96,7 +96,8 @@ def plain_text(text: str) -> str:
 def _without_bullet(line: str) -> str:
     stripped = line.lstrip(_BULLETS)
     # A sign before a number is not a bullet, and a number after "#" is a rank.
-    return line if stripped[:1].isdigit() and line[0] in "-+#>" and stripped == line[1:] else stripped
+    is_number = stripped.removeprefix(".")[:1].isdigit()
+    return line if is_number and line[0] in "-+#>" and stripped == line[1:] else stripped
 
 
 def without_list_numbers(said: str) -> str:

@@ -185,7 +185,7 @@ class HFDatasetDataSource(Source):
     def __init__(self, name: str, dataset_path: str | os.PathLike[str], **options: Unpack[NodeOptions]) -> None:
         if not isinstance(dataset_path, str | os.PathLike):
             raise ArgumentTypeError(f'"{name}": dataset_path must be a folder. Pass rows or a dataset to DataSource.')
-        self.source_path = os.fspath(dataset_path)
+        self.source_path = os.path.expanduser(dataset_path)
         if not os.path.isdir(self.source_path):
             raise MissingFile(f'"{name}": {self.source_path} is not a folder. Give the folder that save_to_disk wrote.')
         if os.path.exists(os.path.join(self.source_path, "dataset_dict.json")):
@@ -254,7 +254,7 @@ def _check(name: str, data: Any) -> None:
     else:
         raise ArgumentTypeError(
             f'"{name}": data is {type(data).__name__}; expected a dictionary of columns, a list of rows, a '
-            "function that yields rows, a Dataset or an IterableDataset."
+            "function that yields rows, a Dataset or an IterableDataset. Of a DataFrame, pass dict(frame.items())."
         )
     if empty:
         raise EmptyDataset(f'"{name}" has no rows: its data is empty. Give at least one.')

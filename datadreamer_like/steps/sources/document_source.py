@@ -69,7 +69,7 @@ class DocumentDataSource(TextFileSource):
         data_files: Files | None = None,
         **config_kwargs: Any,
     ) -> None:
-        self._folder = None if data_folder is None else Path(data_folder)
+        self._folder = None if data_folder is None else Path(os.path.expanduser(data_folder))
         super().__init__(name, data_folder, data_files, **config_kwargs)
 
     @classmethod

@@ -38,6 +38,7 @@ class FileSource(Source):
         data_files: Files | None = None,
         **config_kwargs: Any,
     ) -> None:
+        data_folder = data_folder and os.path.expanduser(data_folder)
         step_options = taken_options(config_kwargs, NodeOptions.__annotations__)
         check_known(config_kwargs, self.known_options, f'"{name}": {type(self).__name__}')
         self.config = {**self.known_options, **config_kwargs}
@@ -85,7 +86,7 @@ def _find(
 def _matches(name: str, folder: str | os.PathLike[str], entry: str, suffixes: tuple[str, ...]) -> list[Path]:
     if "://" in entry:
         raise DataError(f'"{name}": {entry} is a URL. Download the file first and give its path.')
-    path = Path(folder, entry)
+    path = Path(folder, os.path.expanduser(entry))
     if path.is_dir():
         return _find(name, path, None, suffixes)
     if path.exists():
