@@ -101,7 +101,8 @@ class AttributedPrompts:
             attribute: self._values(attribute, given, labels, attribute in per_label, values)
             for attribute, given in attributes.items()
         }
-        draw, wanted = random.Random(seed), [label for label in labels for _ in range(rows_per_label)]
+        listed = [label for label in labels if all(label in found for found in self.attributes.values())]
+        draw, wanted = random.Random(seed), [label for label in listed for _ in range(rows_per_label)]
         chosen = [{key: draw.choice(found[label]) for key, found in self.attributes.items()} for label in wanted]
         self.rows = self._written(f"{name}, texts", wanted, chosen)
         self.simple = self._written(f"{name}, simple texts", wanted, [{}] * len(wanted)) if control else None
@@ -119,7 +120,7 @@ class AttributedPrompts:
     def _values(
         self, attribute: str, given: Sequence[str] | None, labels: Sequence[str], by_label: bool, count: int
     ) -> dict[str, list[str]]:
-        """The values of an attribute by class, given or listed by the LLM."""
+        """The values of an attribute by class, given or listed by the LLM; in a preview those of the first classes."""
         if given is not None:
             return {label: list(given) for label in labels}
         whose = [f" that are about {label}" for label in labels] if by_label else [""]
@@ -132,13 +133,13 @@ class AttributedPrompts:
         if by_label:
             shared = [value.lower() for found in lists for value in found]
             lists = [[value for value in found if shared.count(value.lower()) == 1] for found in lists]
-        for found, which in zip(lists, whose, strict=True):
+        for found, which in zip(lists, whose, strict=False):  # a preview asks the first questions
             if not found:
                 raise DataError(
                     f'"{self.name}": the LLM listed no values of "{attribute}"{which}, or only those of other classes; '
                     f'expected {count} lines. See the step "{said.name}", or give the attribute\'s values yourself.'
                 )
-        return dict(zip(labels, lists if by_label else lists * len(labels), strict=True))
+        return dict(zip(labels, lists if by_label else lists * len(labels), strict=False))
 
     def _written(self, name: str, labels: Sequence[str], attributes: Sequence[Mapping[str, str]]) -> Step:
         """Texts of the classes with these attributes."""

@@ -173,7 +173,7 @@ class SelfRewarding:
     def _judged(
         self, number: int, prompts: Sequence[str], written: Sequence[Sequence[str]], judge: LLM, how: dict[str, Any]
     ) -> list[list[float | None]]:
-        """The mean score of each candidate; None where no judgement could be read."""
+        """The mean score of each candidate; None where no judgement could be read, or a preview did not ask for one."""
         questions = [
             _filled(self._judge_prompt, prompt=prompt, response=text)
             for prompt, texts in zip(prompts, written, strict=True)
@@ -198,7 +198,7 @@ class SelfRewarding:
         facts = {"candidates": len(means), "judged": len(judged), "score": math.fsum(judged) / len(judged)}
         self.iterations.append({"iteration": number, **facts})
         line = iter(means)
-        return [[next(line) for _ in texts] for texts in written]
+        return [[next(line, None) for _ in texts] for texts in written]
 
     def _paired(
         self,
@@ -220,8 +220,8 @@ class SelfRewarding:
         if len(rows) < 2:
             raise DataError(
                 f'"{self.name}": iteration {number}: of {len(prompts):,} prompts, {len(rows)} have candidates with '
-                "different scores; training needs two or more. Pass more prompts, candidates or judgements, or a judge "
-                "that tells answers apart."
+                "different scores; training needs two or more. Pass more prompts (in a preview, more rows), candidates "
+                "or judgements, or a judge that tells answers apart."
             )
         margin = math.fsum(row[3] - row[4] for row in rows) / len(rows)
         self.iterations[-1] |= {"pairs": len(rows), "equal": equal, "margin": margin}

@@ -7,11 +7,17 @@ from typing import Any
 
 import pytest
 
+from datadreamer_like import DataDreamer
 from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, SessionError
 from datadreamer_like.recipes import AttributedPrompts
 from datadreamer_like.testing import FakeLLM
 
-LISTS = {"games": "1. chess\n2. puzzles\n3. Dice\n", "science": "Here are some:\n- dice\n- stars\n* **atoms**"}
+LISTS = {
+    "games": "1. chess\n2. puzzles\n3. Dice\n",
+    "science": "Here are some:\n- dice\n- stars\n* **atoms**",
+    "music": "1. songs",
+    "law": "1. courts",
+}
 
 
 def answer(prompt: str) -> str:
@@ -76,3 +82,15 @@ def test_what_makes_no_sense_is_refused(session, more, error, message):
 def test_there_must_be_a_session():
     with pytest.raises(SessionError, match="Put it inside"):
         AttributedPrompts("Made", **given())
+
+
+def test_a_preview_asks_for_values_of_the_first_classes_and_the_full_run_for_the_others(tmp_path):
+    llm = FakeLLM(answer)
+    more = {"llm": llm, "labels": ["games", "science", "music", "law"], "rows_per_label": 1}
+    for preview, count in ((2, 2), (None, 4)):
+        with DataDreamer(tmp_path / "output", verbose=False, preview=preview):
+            made = AttributedPrompts("Made", **given(**more))
+            rows = list(made.rows.output)
+        assert [row["label"] for row in rows] == more["labels"][:count]
+        assert [*made.attributes["subtopic"]] == more["labels"][:count]
+    assert len(llm.prompts) == len({*llm.prompts})

@@ -115,3 +115,13 @@ def test_wrong_arguments_are_refused_before_any_work(session, language_model):
             taught(language_model, **{"judge": judge, **more})
     assert not judge.asked
     assert not list(session.folder.glob("taught*"))
+
+
+def test_a_preview_judges_as_many_candidates_as_it_has_rows(tmp_path, language_model):
+    judge = FakeLLM(lambda prompt: f"Score: {points(prompt)}")
+    with DataDreamer(tmp_path / "output", verbose=False, preview=9):
+        made = taught(language_model, judge, iterations=1)
+    assert [each["judged"] for each in made.iterations] == [9]
+    few = DataDreamer(tmp_path / "output", verbose=False, preview=2)
+    with few, pytest.raises(DataError, match="in a preview, more rows"):
+        taught(language_model, judge, iterations=1)
