@@ -36,10 +36,11 @@ class FittedLabelModel:
 
     @property
     def accuracies(self) -> dict[str, float]:
-        """The probability that a vote is right, by voter; of a voter that never votes it is that of a guess."""
+        """The probability that a vote is right, by voter; NaN for one that never votes."""
         right = np.einsum("k,jkk->j", self.balance, self.outcomes[:, :, :-1])
         votes = np.einsum("k,jkv->j", self.balance, self.outcomes[:, :, :-1])
-        return dict(zip(self.voters, (right / np.maximum(votes, _FLOOR)).tolist(), strict=True))
+        found = np.where(votes > _FLOOR, right / np.maximum(votes, _FLOOR), np.nan)
+        return dict(zip(self.voters, found.tolist(), strict=True))
 
     @property
     def class_accuracies(self) -> Floats:

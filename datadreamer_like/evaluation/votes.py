@@ -132,7 +132,7 @@ class Votes:
         Args:
             gold: A label for each row, None where there is none.
             title: Of the table.
-            learned: Accuracies that a label model has estimated, by voter.
+            learned: Accuracies that a label model has estimated, by voter; NaN for none.
             result: A name and the labels [rows] that were made of the votes, for a last row.
         """
         truth = None if gold is None else self.gold_codes(gold)
@@ -149,7 +149,7 @@ class Votes:
             }
             row: dict[str, Any] = {"voter": voter, "labels": len({*self.codes[own, place].tolist()})}
             row |= {name: float(where.mean()) for name, where in shares.items()}
-            row["learned"] = None if learned is None else learned[voter]
+            row["learned"] = None if learned is None or np.isnan(learned[voter]) else learned[voter]
             rows.append(row | self._on_gold(self.codes[:, place], truth))
         if result is not None:
             name, codes = result

@@ -239,3 +239,11 @@ def test_votes_of_another_panel_are_refused_and_no_vote_at_all_too():
         model.probabilities(Votes.of({"a": ["x", "y"]}))
     with pytest.raises(EmptyDataset, match="abstain on all rows"):
         fit_label_model(Votes.of({"a": [None]}, ["x", "y"]))
+
+
+def test_a_voter_that_never_votes_has_no_accuracy():
+    votes = Votes.of({"a": ["x", "y", "x"], "b": ["x", "y", "y"], "silent": [None, None, None]})
+    learned = fit_label_model(votes).accuracies
+    assert np.isnan(learned["silent"])
+    assert 0 < learned["a"] < 1
+    assert [row["learned"] is None for row in votes.summary(learned=learned).rows] == [False, False, True]

@@ -15,6 +15,7 @@ from datadreamer_like.graph import DataDreamer
 from datadreamer_like.models import LLM, LlamaCPP
 from datadreamer_like.models.llms.scoring import Scored, ScoreRequest
 from datadreamer_like.steps import DataSource, FewShotPrompt, ScoreLabelsWithPrompt
+from datadreamer_like.testing import FakeLLM
 
 LOGPROBS = {"good": -1.5, "very bad": -4.0}
 TOKENS = {"good": 1, "very bad": 4}
@@ -108,6 +109,16 @@ def test_a_real_model_tells_moods_apart_as_its_scores_do(tmp_path: Path, smollm_
     found = [[row["probabilities"][name] for name in ("positive", "negative")] for row in made.output]
     assert np.allclose(found, chances, atol=1e-9)
     assert found[0][0] > found[1][0]
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("-inf")])
+def test_a_row_fails_whose_labels_have_no_finite_log_probability(session: DataDreamer, wrong: float) -> None:
+    llm = FakeLLM(score=lambda prompt, label: wrong if "odd" in prompt else -1.0 - ("bad" in label))
+    texts = DataSource("Texts", {"text": ["odd", "fine"]}).output["text"]
+    made = ScoreLabelsWithPrompt("Labels", {"texts": texts}, {"llm": llm, "labels": ["good", "bad"]})
+    assert list(made.output["labels"]) == [None, "good"]
+    assert list(made.output["probabilities"])[0] is None
+    assert "no label a finite log-probability" in made.errors[0]
 
 
 def test_examples_can_be_messages_of_a_chat(session: DataDreamer) -> None:
