@@ -20,6 +20,7 @@ from datadreamer_like.steps import (
     Deduplicate,
     Evolve,
     FewShotPrompt,
+    GoldAudit,
     ProcessWithPrompt,
     Prompt,
     Step,
@@ -295,3 +296,13 @@ def test_a_preview_of_a_step_is_not_published_and_a_wrong_input_is_the_steps_own
             rows.publish_to_hf_hub("me/rows", token="none")
         with pytest.raises(ArgumentTypeError, match='input "texts"'):
             Words.preview(2, "Words", {"texts": ["a"]})
+
+
+@pytest.mark.parametrize("gold", [[None, None, "x", "x"], ["y", "x", "x", "x"]])
+def test_an_audit_does_not_end_a_preview(tmp_path: Path, gold: list[Any], caplog: pytest.LogCaptureFixture) -> None:
+    with DataDreamer(tmp_path / "session", verbose=False, preview=2):
+        rows = DataSource("Rows", {"label": ["x"] * 4, "gold": gold}).output
+        inputs = {"labels": rows["label"], "gold": rows["gold"]}
+        audit = GoldAudit("Audit", inputs=inputs, args={"min_accuracy": 0.9})
+        assert list(audit.output["labels"]) == ["x", "x"]
+    assert "This is a preview" in caplog.text

@@ -32,10 +32,10 @@ class GoldAudit(Step):
     random sample of these rows, None for others). Args: `min_accuracy` (the bar), `confidence` (0.95). Outputs:
     `labels`, as they came in: what uses them depends on the audit.
 
-    The step fails unless the whole exact interval of the accuracy is at or above `min_accuracy`. The labeller sees all
-    rows alike, so it cannot know which are measured; they must not be among those that it was trained or calibrated on,
-    and count once: a labeller that was changed until it passes needs a new sample. Rows without a label count as not
-    answered, not as wrong; `coverage` says how many there are.
+    The step fails (in a preview it warns) unless the whole exact interval of the accuracy is at or above
+    `min_accuracy`. The labeller sees all rows alike, so it cannot know which are measured; they must not be among those
+    that it was trained or calibrated on, and count once: a labeller that was changed until it passes needs a new
+    sample. Rows without a label count as not answered, not as wrong; `coverage` says how many there are.
 
     Example:
         >>> audit = GoldAudit(  # doctest: +SKIP
@@ -75,7 +75,16 @@ class GoldAudit(Step):
         return found
 
     def run(self) -> Column:
-        """Measures the labels, and passes them on."""
+        """Measures the labels, and passes them on; a preview has too few gold rows to fail, and warns."""
+        try:
+            self._measure()
+        except (DataError, EmptyDataset) as error:
+            if self.preview_rows is None:
+                raise
+            self.logger.warning("%s This is a preview: the labels are passed on.", error)
+        return self._inputs["labels"]
+
+    def _measure(self) -> None:
         found, bar, confidence = self.accuracy, self.args["min_accuracy"], self.args["confidence"]
         rows = self._right(None)[1]
         if found.low < bar:
@@ -92,7 +101,6 @@ class GoldAudit(Step):
                 f"would show it). {advice}"
             )
         self.register_data_card("Audited accuracy", f"{found.scaled(100):.1f} % on {rows:,} hidden gold rows")
-        return self._inputs["labels"]
 
     def _right(self, gold: int | None) -> tuple[int, int]:
         """The numbers of right labels and of labels among rows with a gold label, or one of them."""
