@@ -243,10 +243,7 @@ class HFTransformers(LLM):
 
     def check_logit_bias(self, sampling: Sampling) -> None:
         """Refuses, for `check`, tokens that the model does not have."""
-        size = self.config.get_text_config().vocab_size
-        for token in sampling.logit_bias or ():
-            if token >= size:
-                raise DefinitionError(f"logit_bias names the token {token}; {self.display_name} has {size} tokens.")
+        sampling.check_tokens(self.config.get_text_config().vocab_size, self.display_name)
 
     def answer_batch(self, requests: Sequence[Request]) -> Sequence[Answer]:
         """Answers requests with the same sampling options; a prompt that is too long fails alone."""
