@@ -83,6 +83,10 @@ class HFTransformers(LLM):
         **kwargs: Any,
     ) -> None:
         super().__init__(cache_folder_path)
+        if "chat_template" in kwargs:
+            raise DefinitionError(
+                f'{type(self).__name__} has no option "chat_template". Give chat_prompt_template instead.'
+            )
         require_extra("train", "torch", "transformers", what=type(self).__name__)
         if adapter_name is not None:
             require_extra("train", "peft", what="An adapter")
