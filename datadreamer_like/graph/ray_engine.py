@@ -20,6 +20,7 @@ from typing import Any
 from datadreamer_like.errors import AuthenticationFailed, DataDreamerError, DefinitionError, SessionError, require_extra
 
 from .engine import B, Engine, R
+from .tracebacks import is_of_user, shown_frames
 from .usage import Usage, counting, current_usage
 
 _MOST_TRIES = 5  # of a batch: a few workers may be ended from outside during it, more die of its rows
@@ -216,7 +217,9 @@ def _sent(error: Exception) -> Exception:
     if isinstance(error, AuthenticationFailed):
         return AuthenticationFailed(f"{error} (Keys are not sent to Ray's workers: set it in their environment.)")
     if not isinstance(error, DataDreamerError):
-        error.add_note("In a Ray worker:\n" + "".join(traceback.format_exception(error)))
+        trace = error.__traceback__
+        frames = shown_frames(error, trace) if is_of_user(trace) else traceback.extract_tb(trace)
+        error.add_note("In a Ray worker:\n" + "".join(traceback.format_list(frames)).rstrip("\n"))
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:

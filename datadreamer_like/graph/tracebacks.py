@@ -62,11 +62,18 @@ def _lines(error: BaseException, trace: TracebackType | None) -> Iterator[str]:
         assert earlier is not None
         yield from _lines(earlier, earlier.__traceback__)
         yield "\nThis error led to the next one:\n\n"
+    yield from traceback.format_list(shown_frames(error, trace))
+    yield "".join(traceback.format_exception_only(error)).removeprefix(f"{type(error).__module__}.")
+
+
+def shown_frames(error: BaseException, trace: TracebackType | None) -> list[traceback.FrameSummary]:
+    """Returns the user's frames, and those of libraries that the user's code called."""
     frames = traceback.extract_tb(trace)
     last_own = max((index for index, frame in enumerate(frames) if is_own_file(frame.filename)), default=-1)
     is_own_error = isinstance(error, DataDreamerError)
-    for index, frame in enumerate(frames):
-        is_shown = not is_installed_file(frame.filename) or (index > last_own and not is_own_error)
-        if is_shown and not frame.filename.startswith("<frozen"):
-            yield from traceback.format_list([frame])
-    yield "".join(traceback.format_exception_only(error)).removeprefix(f"{type(error).__module__}.")
+    return [
+        frame
+        for index, frame in enumerate(frames)
+        if not is_installed_file(frame.filename) or (index > last_own and not is_own_error)
+        if not frame.filename.startswith("<frozen")
+    ]

@@ -151,6 +151,8 @@ def test_bad_rows_do_not_end_a_run(llm):
 
 def test_what_cannot_be_honoured_is_refused_before_loading(tiny_causal_lm):
     llm = HFTransformers(str(tiny_causal_lm))
+    with pytest.raises(DefinitionError, match='no option "chat_template". Give chat_prompt_template'):
+        HFTransformers(str(tiny_causal_lm), chat_template=None)
     with pytest.raises(DefinitionError, match="constrain answers to a schema"):
         llm.run(["Hi."], schema={"type": "object"})
     with pytest.raises(DefinitionError, match="128"):

@@ -121,6 +121,13 @@ def test_bad_rows_do_not_end_a_run(llm):
     assert "max_new_tokens" in str(answers[3].error)
 
 
+def test_tokens_outside_the_vocabulary_are_refused(llm):
+    size = 49_152
+    llm.check(Sampling(logit_bias={size - 1: -1.0}))
+    with pytest.raises(DefinitionError, match=f"logit_bias names the token {size}; .* has {size} tokens"):
+        llm.run(["Hi."], max_new_tokens=1, logit_bias={size: -100.0})
+
+
 def test_stop_logit_bias_and_repetition_penalty_reach_the_sampler(llm):
     [plain] = llm.answers(["Count from 1 to 9."], max_new_tokens=24)
     [stopped] = llm.run(["Count from 1 to 9."], max_new_tokens=24, stop=["3"])
@@ -202,6 +209,9 @@ def test_what_is_no_model_is_refused_before_anything_is_loaded(smollm_gguf, tmp_
         LlamaCPP(str(tmp_path), model_file="shrt.gguf")
     with pytest.raises(DefinitionError, match='no option "context_size"'):
         LlamaCPP(str(smollm_gguf), context_size=10)
+    for name, own in {"chat_template": "chat_prompt_template", "n_ctx": "context_length"}.items():
+        with pytest.raises(DefinitionError, match=f'no option "{name}". Give {own} instead'):
+            LlamaCPP(str(smollm_gguf), **{name: None})
     with pytest.raises(DefinitionError, match="slots cannot be 0"):
         LlamaCPP(str(smollm_gguf), slots=0)
 

@@ -217,6 +217,9 @@ def test_an_error_in_a_worker_is_the_error_that_a_local_run_raises(tmp_path: Pat
         with pytest.raises(ValueError, match="invalid literal") as caught:
             rows.map(lambda row: {"number": int(row["text"])}, lazy=False)
         assert any("was given row 2 of its input" in note for note in caught.value.__notes__)
+        frames = caught.value.__notes__[-1]
+        assert "test_ray.py" in frames
+        assert "row_functions.py" not in frames
         with pytest.raises(
             StepOutputError, match=r'"Halves": process\(\) returned 2 values of "shouts" for the 3 rows'
         ):

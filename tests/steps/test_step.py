@@ -17,7 +17,7 @@ from datadreamer_like.errors import (
     UnknownColumn,
 )
 from datadreamer_like.graph.output import OutputDataset, OutputIterableDataset
-from datadreamer_like.steps import LazyRowBatches, LazyRows, Step, SuperStep
+from datadreamer_like.steps import LazyRowBatches, LazyRows, Prompt, Step, SuperStep
 
 
 def returning(value, *outputs, name="Load", **kwargs):
@@ -261,6 +261,18 @@ def test_outside_a_session_a_step_only_checks_itself(load):
         _ = step.output
     with pytest.raises(DefinitionError):
         Shout("Shout")
+
+
+def test_a_process_that_run_would_never_call_is_refused():
+    with pytest.raises(DefinitionError, match="Both: process.. would never be called, since it defines both"):
+        type("Both", (Step,), {"run": lambda self: [1], "process": lambda self, batch: batch})
+    with pytest.raises(DefinitionError, match=r"its run\(\) is that of PromptStep"):
+        type("Asks", (Prompt,), {"process": lambda self, batch: batch})
+    type("Calls", (Step,), {"run": lambda self: [self.process(x) for x in "ab"], "process": lambda self, x: x})
+    type("Passes", (Step,), {"run": lambda self: super().run(), "process": lambda self, batch: batch})
+    type("Helped", (Step,), {
+        "run": lambda self: self.work(), "work": lambda self: self.process(1), "process": lambda self, x: x,
+    })  # fmt: skip
 
 
 def test_malformed_classes_are_refused():

@@ -108,6 +108,12 @@ class Sampling:
         """Whether decoding is greedy, so that the same request gives the same answer."""
         return self.temperature == 0 or self.top_p == 0
 
+    def check_tokens(self, size: int, model: str) -> None:
+        """Raises `DefinitionError` if `logit_bias` names a token that a vocabulary of this size does not have."""
+        for token in self.logit_bias or ():
+            if token >= size:
+                raise DefinitionError(f"logit_bias names the token {token}; {model} has {size} tokens.")
+
     def key_material(self) -> str:
         """Returns a text that differs if two samplings may give different answers.
 

@@ -91,8 +91,15 @@ def _chosen(files: list[str], wanted: str | None, where: str) -> str:
     return whole[0]
 
 
+class _ArrayLength(int):
+    """Number of values of an array."""
+
+
 class GGUFHeader(dict[str, Any]):
     """The single values of a GGUF file's metadata, such as `general.license`, without arrays (the vocabulary)."""
+
+    vocabulary_size: int | None = None
+    """Number of tokens; None if the file has no vocabulary."""
 
     @property
     def context_length(self) -> int | None:
@@ -139,7 +146,9 @@ def _metadata(path: Path, file: BinaryIO) -> GGUFHeader:
             f"{path} is a GGUF file of version {version}; versions 2 and 3 are known. Convert it with a current tool."
         )
     values = {_text(file): _value(file, *_numbers(file, "I")) for _ in range(count)}
-    return GGUFHeader((key, value) for key, value in values.items() if value is not None)
+    header = GGUFHeader((key, value) for key, value in values.items() if not isinstance(value, _ArrayLength))
+    header.vocabulary_size = values.get("tokenizer.ggml.tokens")
+    return header
 
 
 def _numbers(file: BinaryIO, codes: str) -> tuple[Any, ...]:
@@ -155,7 +164,7 @@ def _text(file: BinaryIO) -> str:
 
 
 def _value(file: BinaryIO, kind: int) -> Any:
-    """Reads a value; skips an array and returns None."""
+    """Reads a value; skips an array and returns its length."""
     if kind == _STRING:
         return _text(file)
     if kind != _ARRAY:
@@ -168,4 +177,4 @@ def _value(file: BinaryIO, kind: int) -> Any:
             file.seek(_LENGTH.unpack(file.read(8))[0], os.SEEK_CUR)
         else:
             _value(file, inner)
-    return None
+    return _ArrayLength(count)

@@ -83,6 +83,10 @@ class HFTransformers(LLM):
         **kwargs: Any,
     ) -> None:
         super().__init__(cache_folder_path)
+        if "chat_template" in kwargs:
+            raise DefinitionError(
+                f'{type(self).__name__} has no option "chat_template". Give chat_prompt_template instead.'
+            )
         require_extra("train", "torch", "transformers", what=type(self).__name__)
         if adapter_name is not None:
             require_extra("train", "peft", what="An adapter")
@@ -243,10 +247,7 @@ class HFTransformers(LLM):
 
     def check_logit_bias(self, sampling: Sampling) -> None:
         """Refuses, for `check`, tokens that the model does not have."""
-        size = self.config.get_text_config().vocab_size
-        for token in sampling.logit_bias or ():
-            if token >= size:
-                raise DefinitionError(f"logit_bias names the token {token}; {self.display_name} has {size} tokens.")
+        sampling.check_tokens(self.config.get_text_config().vocab_size, self.display_name)
 
     def answer_batch(self, requests: Sequence[Request]) -> Sequence[Answer]:
         """Answers requests with the same sampling options; a prompt that is too long fails alone."""

@@ -30,6 +30,12 @@ from .tool_messages import openai_messages, openai_tools
 
 _WAITING_PER_SLOT = 4
 
+# What an argument of LlamaCPP sets, by its name in llama.cpp.
+_OWN_NAMES = {
+    "chat_template": "chat_prompt_template", "model": "model_name", "n_ctx": "context_length", "n_parallel": "slots",
+    "cpuparams": "threads", "cpuparams_batch": "threads", "n_gpu_layers": "gpu_layers",
+}  # fmt: skip
+
 
 class LlamaCPP(LLM):
     """Any LLM in a GGUF file, run by llama.cpp in this process, several prompts at a time.
@@ -96,6 +102,8 @@ class LlamaCPP(LLM):
             import xllamacpp
 
             known = [name for name in dir(xllamacpp.CommonParams) if not name.startswith("_")]
+            for name in sorted(kwargs.keys() & _OWN_NAMES.keys()):
+                raise DefinitionError(f'LlamaCPP has no option "{name}". Give {_OWN_NAMES[name]} instead.')
             for name in sorted(kwargs.keys() - set(known)):
                 raise DefinitionError(
                     f'LlamaCPP has no option "{name}", nor has xllamacpp.CommonParams.{did_you_mean(name, known)}'
@@ -162,11 +170,13 @@ class LlamaCPP(LLM):
         }
 
     def check(self, sampling: Sampling) -> None:
-        """Refuses more new tokens than a slot has room for, and a schema that llama.cpp's grammars cannot enforce."""
+        """Refuses what a slot has no room for or grammars cannot enforce, and tokens that the model does not have."""
         if sampling.schema is not None:
             if "grammar" in sampling.extra:
                 raise DefinitionError('Give "schema" or "grammar", not both: each constrains the whole answer.')
             check_llamacpp_schema(sampling.schema)
+        if self.header.vocabulary_size is not None:
+            sampling.check_tokens(self.header.vocabulary_size, self.display_name)
         self.check_room(sampling, self.context_length)
 
     async def answer(self, request: Request) -> Answer:

@@ -9,11 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from datadreamer_like.errors import DefinitionError, ForbiddenOverride, SessionError
+from datadreamer_like.errors import DefinitionError, SessionError
 from datadreamer_like.graph.engine import Engine
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.identity import class_part
-from datadreamer_like.graph.installed import is_installed
 from datadreamer_like.graph.node import Node, reading_engine, working, working_node
 from datadreamer_like.graph.output import Column, OutputDataset, OutputIterableDataset
 from datadreamer_like.graph.results import Kept, OnDemand, Outcome, Unmade
@@ -28,6 +27,7 @@ from .columns import columns_together, num_rows_of, placed_parts, processed
 from .export import Exports
 from .lazy_rows import LazyRowBatches
 from .options import NodeOptions, OperationOptions, check_known, taken_options
+from .overrides import check_overrides
 from .preview import cut_inputs, previewed
 from .registration import Registration
 from .returned import Expected, normalized
@@ -78,10 +78,7 @@ class Step(Registration, Operations["Derived"], Exports):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if "__init__" in vars(cls) and not is_installed(cls.__module__):
-            raise ForbiddenOverride(
-                f"{cls.__name__} overrides __init__. Register inputs, arguments and outputs in setup(self) instead."
-            )
+        check_overrides(cls, Step.run)
 
     def __init__(
         self,

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
+from itertools import chain, islice, takewhile
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from datadreamer_like.errors import ArgumentTypeError, StepOutputError, StepOutputTypeError
 from datadreamer_like.graph.engine import Engine
+from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.node import reading_engine
 from datadreamer_like.graph.origin import Every
 from datadreamer_like.graph.rows import BATCH_SIZE, Batch, Rows, rebatched
@@ -50,15 +51,40 @@ class Call:
         size = self.batch_size if self.batched else None
         return self.function, self.with_indices, tuple(self.input_columns), self.batched, size
 
-    def portions(self, rows: Rows, engine: Engine) -> Iterator[tuple[pa.RecordBatch, list[Any]]]:
-        """Yields batches of rows, each with the function's results: one per row, or a single one if batched."""
-        if self.batched:
-            batches = rebatched(rows.read(), self.batch_size)
-        else:
-            size = min(BATCH_SIZE, engine.batch_size or BATCH_SIZE)
-            batches = (part.slice(start, size) for part in rows.read() for start in range(0, part.num_rows, size))
+    def portions(self, rows: Rows, engine: Engine, start: int = 0) -> Iterator[tuple[pa.RecordBatch, list[Any]]]:
+        """Yields batches of rows, each with the function's results: one per row, or a single one if batched.
+
+        `start` is the position of the first row.
+        """
+        batches = rebatched(rows.read(), self.batch_size) if self.batched else _slices(rows, engine)
+        return self._called(rows, engine, placed(batches, start))
+
+    def portions_after(
+        self, tried: list[tuple[pa.RecordBatch, Any]], rows: Rows, engine: Engine
+    ) -> Iterator[tuple[pa.RecordBatch, list[Any]]]:
+        """Yields what `portions` does, without calling the function again on first rows that it was tried on."""
+        batches = _slices(rows, engine)
+        first = next(batches, None)
+        if first is None:
+            return
+        same = (first.slice(place, 1).equals(row) for place, (row, _) in enumerate(tried[: first.num_rows]))
+        known = [result for _, result in tried[: sum(takewhile(bool, same))]]
+        left = first.slice(len(known))
+        if not left.num_rows:
+            yield first, known
+            left, first = next(batches, None), None
+        if left is None:
+            return
+        called = self._called(rows, engine, placed(chain([left], batches), len(known)))
+        for batch, results in called:
+            yield (batch, results) if first is None else (first, known + results)
+            first = None
+
+    def _called(
+        self, rows: Rows, engine: Engine, batches: Iterator[tuple[int, pa.RecordBatch]]
+    ) -> Iterator[tuple[pa.RecordBatch, list[Any]]]:
         what = self.operation if rows.node is None else f'{self.operation} of "{rows.node.name}"'
-        return engine.batches(partial(self.results, what), placed(batches), what, {"the function": self.function})
+        return engine.batches(partial(self.results, what), batches, what, {"the function": self.function})
 
     def results(
         self, what: str, batches: Iterator[tuple[int, pa.RecordBatch]]
@@ -108,10 +134,10 @@ def map_rows(rows: Rows, function: Call, remove_columns: list[str], total: int |
     row's origin is the whole batch.
     """
 
-    def mapped(source: Rows, engine: Engine) -> StatedBatches:
+    def mapped(portions: Iterable[tuple[pa.RecordBatch, list[Any]]]) -> StatedBatches:
         place = 0
         known: pa.Schema | None = None
-        for batch, results in function.portions(source, engine):
+        for batch, results in portions:
             made = _with_new(batch, _columns(results, function.batched), remove_columns)
             known = made.schema if known is None else widened(known, made.schema, "map")
             taken = range(place, place + batch.num_rows)
@@ -121,27 +147,54 @@ def map_rows(rows: Rows, function: Call, remove_columns: list[str], total: int |
     if total is None and not function.batched:
         total = rows.num_rows
     # New column names are known only after a call. Lazy rows need them before they are read, so the function is called
-    # on one row now; this also reveals errors early.
-    first = _mapped_sample(rows, mapped) if lazy else None
-    kept = [column for column in rows.schema if column.name not in remove_columns]
-    schema = first.schema if first is not None else pa.schema(kept)
-    return replace(Rows.recorded(schema, total, lambda: mapped(rows, reading_engine())), sample=first)
+    # on one row now; this also reveals errors early. The first pass keeps these results, unless the script has changed
+    # what the function uses since; what the call itself changes counts as it was before.
+    keeps = lazy and not function.batched
+    used = fingerprint(function, function.operation) if keeps else None
+    tried: list[tuple[pa.RecordBatch, Any]] = []
+    first = _mapped_sample(rows, function, mapped, tried) if lazy else None
+    kept = {"tried": tried} if keeps else {}
+
+    def read() -> StatedBatches:
+        engine, taken = reading_engine(), kept.pop("tried", None)
+        if taken is None or fingerprint(function, function.operation) != used:
+            return mapped(function.portions(rows, engine))
+        return mapped(function.portions_after(taken, rows, engine))
+
+    schema = (
+        first.schema
+        if first is not None
+        else pa.schema([column for column in rows.schema if column.name not in remove_columns])
+    )
+    return replace(Rows.recorded(schema, total, read), sample=first)
 
 
-def _mapped_sample(rows: Rows, mapped: Callable[[Rows, Engine], StatedBatches]) -> pa.RecordBatch | None:
-    """Returns a mapped row: the first of a few that the function changed."""
+def _mapped_sample(
+    rows: Rows,
+    function: Call,
+    mapped: Callable[[Iterable[tuple[pa.RecordBatch, list[Any]]]], StatedBatches],
+    tried: list[tuple[pa.RecordBatch, Any]],
+) -> pa.RecordBatch | None:
+    """Returns a mapped row: the first of a few that the function changed; adds these and the results to `tried`."""
     samples: Iterable[pa.RecordBatch] = [rows.sample]
     if rows.sample is None:
         batches = rows.read() if rows.table is None else rows.table.batches(_SAMPLES)
         samples = islice((batch.slice(place, 1) for batch in batches for place in range(batch.num_rows)), _SAMPLES)
     first = None
-    for row in samples:
+    for place, row in enumerate(samples):
         one = Rows.of_table(pa.Table.from_batches([row]), node=rows.node)
-        made, _ = next(mapped(one, Engine()), (None, None))
+        [(_, results)] = function.portions(one, Engine(), place)
+        tried += [(row, result) for result in results]
+        made, _ = next(mapped([(row, results)]), (None, None))
         first = first or made
         if made is not None and not (made.schema.names == row.schema.names and made.equals(row)):
             return made
     return first
+
+
+def _slices(rows: Rows, engine: Engine) -> Iterator[pa.RecordBatch]:
+    size = min(BATCH_SIZE, engine.batch_size or BATCH_SIZE)
+    return (part.slice(start, size) for part in rows.read() for start in range(0, part.num_rows, size))
 
 
 def _with_new(batch: pa.RecordBatch, new: Batch, removed: list[str]) -> pa.RecordBatch:

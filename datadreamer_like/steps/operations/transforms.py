@@ -294,9 +294,8 @@ def table_of(rows: Rows) -> Table:
     return table
 
 
-def placed(batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """Yields batches, each with the position of its first row."""
-    position = 0
+def placed(batches: Iterable[pa.RecordBatch], position: int = 0) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """Yields batches, each with the position of its first row; that of the first one is given."""
     for batch in batches:
         yield position, batch
         position += batch.num_rows
