@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from datadreamer_like.errors import ArgumentTypeError, DataError, LabelError, MethodMisfit, with_article
+from datadreamer_like.formats import layouts
 
 from .tokens import NO_LIMIT, batch_of, flat_batch_of, max_tokens, parts_in_cache
 
@@ -279,9 +280,14 @@ def label_order(
 
 
 def move_teacher(model: nn.Module, device: torch.device) -> None:
-    """Moves a live teacher to the device of the student's batches; a quantized one stays where it was loaded."""
-    if device_of(model) != device and not getattr(model, "is_quantized", False):
+    """Moves a live teacher to the device of the student's batches, if it can be moved."""
+    if device_of(model) != device and not stays(model):
         model.to(device)
+
+
+def stays(model: nn.Module) -> bool:
+    """Whether a model stays on the device where it was loaded, as those that other libraries quantized may have to."""
+    return bool(getattr(model, "is_quantized", False)) and not layouts(model)
 
 
 @contextlib.contextmanager

@@ -73,8 +73,9 @@ def test_so_is_that_of_a_quantized_model(saved: Path, tmp_path: Path):
         ({"id2label": {"0": "b", "1": "a", "2": "c"}}, '"id2label" was {"0": "a"'),
         ({"id2label": {"0": "new", "1": "a", "2": "c"}}, '"id2label" was {"0": "a"'),
         ({"label2id": {"b": 0, "a": 1, "c": 2}}, '"label2id" was {"a": 0'),
-        ({"hidden_act": None}, '"hidden_act" was "gelu" when the model was saved, and is missing now'),
+        ({"intermediate_size": None}, '"intermediate_size" was 64 when the model was saved, and is missing now'),
         ({"position_embedding_type": "relative_key"}, '"position_embedding_type" was missing when'),
+        ({"dtype": "bfloat16"}, '"dtype" was "float32" when'),
         ({"hidden_size": 64}, '"hidden_size" was 32'),
     ],
     ids=str,
@@ -92,7 +93,9 @@ def test_a_saved_model_whose_config_was_edited_is_refused(
 
 HARMLESS: list[dict[str, Any]] = [
     {"_name_or_path": "elsewhere", "transformers_version": "9"},
-    {"use_cache": False},
+    {"use_cache": False, "_attn_implementation_autoset": True},
+    {"position_embedding_type": "absolute", "hidden_dropout_prob": 0.1, "output_attentions": False},
+    {"hidden_act": None},
     {"dtype": None, "torch_dtype": "float32"},
     {"id2label": {"0": "good", "1": "b", "2": "poor"}, "label2id": {"good": 0, "b": 1, "poor": 2}},
 ]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiny_models import build
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from datadreamer_like.distillation import (
@@ -31,8 +32,9 @@ from datadreamer_like.distillation import (
     TopK,
     WordLevel,
 )
-from datadreamer_like.distillation.teacher import teacher_logits_for_texts
+from datadreamer_like.distillation.teacher import move_teacher, teacher_logits_for_texts
 from datadreamer_like.errors import DataError, DefinitionError, MethodMisfit
+from datadreamer_like.quantization import NF4, AbsMax, DynamicInt8
 from datadreamer_like.trainers import (
     TrainEmbeddingClassifier,
     TrainHFClassifier,
@@ -208,3 +210,15 @@ def test_a_static_student_learns_probabilities_and_class_weights(session, data, 
         found.append(student.predict(["the day"]).probabilities[0, 0])
     assert len({round(float(each), 4) for each in found}) == 3
     assert found[1] > found[0]
+
+
+@pytest.mark.parametrize("method", [NF4(), DynamicInt8(), AbsMax()])
+def test_a_teacher_of_our_codes_is_moved_to_the_students_device_and_one_of_other_codes_stays(method: Any) -> None:
+    teacher = method.apply(build("bert"))
+    assert teacher.is_quantized
+    move_teacher(teacher, torch.device("meta"))
+    assert {part.device.type for part in (*teacher.parameters(), *teacher.buffers())} == {"meta"}
+    foreign = build("bert")
+    foreign.is_quantized = True  # type: ignore[assignment]  # as those of bitsandbytes
+    move_teacher(foreign, torch.device("meta"))
+    assert foreign.device.type == "cpu"

@@ -39,6 +39,8 @@ logger = logging.getLogger("datadreamer_like")
 
 SAFETENSORS = "safetensors"
 _TEXTS = 32
+_AGREEMENT = 0.9
+"""Share of the texts below which a warning says how many have another most likely class or next token."""
 _SAMPLE = [
     "A parser for command-line options, with subcommands and generated help pages.",
     "Reads and writes tables of numbers.",
@@ -274,6 +276,12 @@ def _checked(form: Any, model: Any, tokenizer: Any, draft: Path, texts: list[str
             "was written. Check the weights for infinities and outliers, or choose more bits."
         )
     agreement = float((wanted.argmax(-1) == found.argmax(-1)).double().mean())
+    if agreement < _AGREEMENT:
+        logger.warning(
+            'The "%s" export of %s gives another most likely class or next token than the model for %.0f %% of the %d '
+            "texts compared (agreement in %s). Measure it with Compare, or choose more bits.",
+            form.name, type(model).__name__, 100 * (1 - agreement), len(texts), EXPORT_NAME,
+        )  # fmt: skip
     sizes = [file.stat().st_size for file in draft.rglob("*") if file.suffix in _WEIGHTS]
     options = dataclasses.asdict(form)
     runtime = f"{form.runtime} {_version(form.runtime)}".strip()

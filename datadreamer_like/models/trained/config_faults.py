@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -27,6 +28,20 @@ def config_fault(folder: Path) -> str | None:
         return None
     reason = _wrong_type(saved) or _wrong_value(saved) or _wrong_sizes(folder, saved)
     return None if reason is None else f"{path}: {reason}"
+
+
+def with_defaults(saved: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The values of a config as transformers reads them, defaults too; None where it cannot, or its code is foreign."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    if "auto_map" in saved or saved.get("model_type") not in CONFIG_MAPPING:
+        return None
+    try:
+        values: dict[str, Any] = CONFIG_MAPPING[saved["model_type"]].from_dict(copy.deepcopy(dict(saved))).to_dict()
+    except Exception:  # see `_wrong_value`
+        return None
+    # Transformers 4 writes it out, and later ones know no other kind for most architectures.
+    return {"position_embedding_type": "absolute"} | values
 
 
 def _wrong_type(saved: Mapping[str, Any]) -> str | None:

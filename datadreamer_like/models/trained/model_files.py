@@ -15,14 +15,18 @@ from datadreamer_like.storage.digests import check_states, file_digest, file_sta
 from datadreamer_like.storage.folders import explained
 
 from ..exports.report import EXPORT_NAME
+from .config_faults import with_defaults
 
 _CONFIG_NAME = "config.json"
 _WEIGHTS = "weights"
 """Key of the weights' digests in a card's file."""
 _CONFIG = "config"
 """Key of the values of `config.json` in a card's file."""
-_NOT_VALUES = ("_name_or_path", "transformers_version", "use_cache")
-"""Keys of `config.json` that decide no answer: where the model came from, and speed."""
+_NOT_VALUES = (
+    "_name_or_path", "transformers_version", "use_cache", "gradient_checkpointing", "attn_implementation",
+    "_attn_implementation_autoset",
+)  # fmt: skip
+"""Keys of `config.json` that decide no answer: where the model came from, speed and memory."""
 _FORMER = {"torch_dtype": "dtype"}
 """Keys of earlier versions of transformers, and what they are called now."""
 
@@ -80,11 +84,14 @@ def check_saved_files(folder: Path) -> None:
         return
     # Cards of before have keys that do not count now.
     before = _counted(before)
-    for key in [*before, *now]:
-        old, new = (json.dumps(each[key]) if key in each else "missing" for each in (before, now))
-        if old != new and not _is_harmless(key, before, now):
-            what = f'"{key}" was {old:.60} when the model was saved, and is {new:.60} now.'
-            raise StorageError(f"{folder / _CONFIG_NAME}: {what} {advice}")
+    changed = _changed(before, now)
+    if changed and (old_whole := with_defaults(before)) and (new_whole := with_defaults(now)):
+        decisive = _changed(_counted(old_whole), _counted(new_whole))
+        changed = ([key for key in changed if key in decisive] or changed) if decisive else []
+    for key in changed:
+        old, new = _said(before, key), _said(now, key)
+        what = f'"{key}" was {old:.60} when the model was saved, and is {new:.60} now.'
+        raise StorageError(f"{folder / _CONFIG_NAME}: {what} {advice}")
 
 
 def _config_values(folder: Path) -> dict[str, Any] | None:
@@ -99,6 +106,16 @@ def _config_values(folder: Path) -> dict[str, Any] | None:
 def _counted(values: dict[str, Any]) -> dict[str, Any]:
     """The values of a config that decide answers, by their keys of now."""
     return {_FORMER.get(key, key): value for key, value in values.items() if key not in _NOT_VALUES}
+
+
+def _changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """The keys whose values differ, but for harmless ones."""
+    keys = dict.fromkeys([*before, *now])
+    return [key for key in keys if _said(before, key) != _said(now, key) and not _is_harmless(key, before, now)]
+
+
+def _said(values: dict[str, Any], key: str) -> str:
+    return json.dumps(values[key], sort_keys=True, default=str) if key in values else "missing"
 
 
 def _is_harmless(key: str, before: dict[str, Any], now: dict[str, Any]) -> bool:

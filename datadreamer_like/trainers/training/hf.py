@@ -46,7 +46,7 @@ from .curves import read_curves, write_curves
 from .devices import check_devices, named_devices, training_device
 from .loop import Fit, Run, fit
 from .options import HFOptions, Training, a_dtype, refuse_misspelt, takes_trainer_options
-from .saved import check_saved
+from .saved import check_saved, on_cpu
 from .seeds import seeded
 from .several_devices import fit_on_devices
 from .signals import unload_teacher
@@ -257,8 +257,7 @@ class HFTrainer(Trainer):
             if self.peft_config is not None:
                 model = saved_and_merged(model, task.tokenizer, draft / ADAPTER_FOLDER, self.source)
                 reapply(model, kept)
-            if not getattr(model, "is_quantized", False):
-                model = model.to(device="cpu", dtype=self.dtype)
+            model = on_cpu(model, self.dtype)
             self.card.register("Stored Teacher", teaching.facts)
             self.fill_card(fitted.metrics, objective)
             self.save(model, task, examples["validation"], draft / self.MODEL_FOLDER)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from datadreamer_like.distillation import TeacherModel
+from datadreamer_like.distillation.teacher import move_teacher
 from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError
 from datadreamer_like.evaluation.tasks.rewards import check_reward_model, rewards_of
 from datadreamer_like.models.trained.model_node import ModelNode, as_trained_model
@@ -63,8 +64,7 @@ class Reward:
         """
         if self.is_model:
             check_reward_model(self.scorer.model, f'"{self.name}": the reward_model')
-            if not getattr(self.scorer.model, "is_quantized", False):
-                self.scorer.model.to(device)
+            move_teacher(self.scorer.model, device)
 
     def __call__(self, prompts: Sequence[str], generations: Sequence[str]) -> list[float]:
         """Returns one number for each generation.

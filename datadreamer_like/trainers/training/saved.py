@@ -11,7 +11,7 @@ from accelerate.utils import extract_model_from_parallel
 from torch import Tensor
 
 from datadreamer_like.distillation.outputs import Outputs
-from datadreamer_like.distillation.teacher import device_of
+from datadreamer_like.distillation.teacher import device_of, stays
 from datadreamer_like.errors import StorageError
 from datadreamer_like.evaluation.tasks.examples import Examples
 from datadreamer_like.evaluation.tasks.task import Task, run_model
@@ -21,6 +21,16 @@ ROWS = 16
 _TOKENS = 512
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
 _OF_HALF_PRECISION = 5e-2
+
+
+def on_cpu(model: Any, dtype: str | torch.dtype | None) -> Any:
+    """Moves a trained model to the CPU, and casts it to a data type unless some of its weights are codes.
+
+    A model that another library quantized stays where it was loaded.
+    """
+    if stays(model):
+        return model
+    return model.to("cpu") if getattr(model, "is_quantized", False) else model.to(device="cpu", dtype=dtype)
 
 
 def check_saved(saved: TrainedModel, model: Any, task: Task, validation: Examples) -> None:
@@ -39,7 +49,7 @@ def check_saved(saved: TrainedModel, model: Any, task: Task, validation: Example
     wants = frozenset({"logits"})
 
     def logits(each: Any, run: Callable[..., Outputs]) -> Tensor | None:
-        # A quantized model stays on the device where it was trained.
+        # See `on_cpu`: the trained model may be on another device.
         device = device_of(each)
         given = run(each, {name: value.to(device) for name, value in batch.items()}, wants).logits
         return None if given is None else given.cpu()

@@ -17,7 +17,7 @@ from datadreamer_like.distillation import Objective, Outputs, SignalStore, Store
 from datadreamer_like.distillation.signal_store import row_key
 from datadreamer_like.distillation.signals import Columns, TopK
 from datadreamer_like.distillation.stored_teacher import Described, Generations
-from datadreamer_like.distillation.teacher import eval_mode
+from datadreamer_like.distillation.teacher import eval_mode, stays
 from datadreamer_like.errors import MethodMisfit
 from datadreamer_like.evaluation.tasks.examples import Examples
 from datadreamer_like.evaluation.tasks.task import Batch, Task
@@ -142,8 +142,7 @@ class SignalReader:
             if "logits" in wants:
                 task.check_teacher(teacher)
             model: Any = teacher.model
-            quantized = getattr(model, "is_quantized", False)
-            with torch.no_grad(), eval_mode(model, None if quantized else self.device):
+            with torch.no_grad(), eval_mode(model, None if stays(model) else self.device):
                 for part in self._batches(rows, int(getattr(model.config, "vocab_size", None) or self.tokens)):
                     batch = task.collate([self._examples[row][0][self._examples[row][1]] for row in part])
                     batch = {name: value.to(self.device) for name, value in batch.items()}
