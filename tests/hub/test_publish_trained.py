@@ -18,6 +18,7 @@ from huggingface_hub import HfApi
 from sentence_transformers import SentenceTransformer
 
 from datadreamer_like import DataDreamer, trainers
+from datadreamer_like.errors import DefinitionError, HubError
 from datadreamer_like.models import TrainedModel
 from datadreamer_like.models.trained.confidence import Confidence
 from datadreamer_like.steps import DataSource
@@ -50,7 +51,7 @@ def with_bases(hub: HubServer, bases: dict[str, Path]) -> HubServer:
     return hub
 
 
-def trained(kind: str, base: str, **changed: Any) -> Trainer:
+def trained(kind: str, base: Any, layers: int | None = None, **changed: Any) -> Trainer:
     """A trainer's result on its own example, far from the model that it started from."""
     trainer = getattr(trainers, kind)
     columns = {**trainer.example(), "learning_rate": 0.05, **changed}
@@ -60,7 +61,9 @@ def trained(kind: str, base: str, **changed: Any) -> Trainer:
         if isinstance(value, list):
             columns[name] = DataSource(f"{kind} {name}", data={"value": value}).output["value"]
     given = () if kind == "TrainLinearClassifier" else (base,)
-    options = {"peft_config": peft.LoraConfig(r=4, target_modules="all-linear")} if given else {}
+    options: dict[str, Any] = {"peft_config": peft.LoraConfig(r=4, target_modules="all-linear")} if given else {}
+    if layers is not None:
+        options["layers"] = layers
     made: Trainer = trainer(kind, *given, **options).train(**columns)
     return made
 
@@ -113,6 +116,27 @@ def test_an_adapter_of_an_embedder_is_one_of_the_model_inside(with_bases, bases,
     with torch.no_grad():
         states = inside(**batch).last_hidden_state, trainer.trained.model(**batch).last_hidden_state
     torch.testing.assert_close(*states, rtol=1e-4, atol=1e-5)
+
+
+def test_an_adapter_whose_base_others_do_not_have_is_not_passed_on_alone(with_bases, tmp_path):
+    with DataDreamer(tmp_path / "session", verbose=False):
+        first = trainers.TrainHFFineTune("First", "me/decoder")
+        columns = {**trainers.TrainHFFineTune.example(), "learning_rate": 0.05, "epochs": 1}
+        for name, value in columns.items():
+            if isinstance(value, list):
+                columns[name] = DataSource(name, data={"value": value}).output["value"]
+        first.train(**columns)
+        second = trained("TrainHFFineTune", first, epochs=1)
+        cut = trained("TrainSentenceTransformer", "me/encoder", epochs=1, layers=1)
+        with pytest.raises(
+            HubError, match=r'"TrainHFFineTune": the adapter was trained on .*First.* Publish that model'
+        ):
+            second.publish_to_hf_hub("me/second", adapter_only=True)
+        for pass_on in (cut.publish_to_hf_hub, cut.export_to_disk):
+            with pytest.raises(DefinitionError, match=r"trained on layers=1 of me/encoder, and is wrong on the whole"):
+                pass_on("me/cut", adapter_only=True)
+    assert not HfApi().repo_exists("me/second")
+    assert not HfApi().repo_exists("me/cut")
 
 
 def test_a_model_that_only_this_package_runs_is_loaded_with_it(hub, bases, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from datadreamer_like.errors import (
     DefinitionError,
     EmptyDataset,
     LabelError,
+    MethodMisfit,
     NewerFormat,
     NotTrained,
     SessionError,
@@ -265,6 +267,16 @@ def test_models_that_cannot_be_compared_are_refused(session: DataDreamer, good: 
         _compare([good], column, names=["a", "b"])
     with pytest.raises(DefinitionError, match="repeats is 0"):
         _compare([good], column, repeats=0)
+
+
+def test_a_reward_model_is_no_classifier_of_one_class(session: DataDreamer, good: Path, tmp_path: Path):
+    scorer = shutil.copytree(good, tmp_path / "scorer")
+    config = json.loads((scorer / "config.json").read_text())
+    config |= {"id2label": {"0": "reward"}, "label2id": {"reward": 0}, "problem_type": "regression"}
+    (scorer / "config.json").write_text(json.dumps(config))
+    answers = DataSource("Answers", {"text": ["a cat", "a dog"], "label": ["reward", "reward"]}).output
+    with pytest.raises(MethodMisfit, match=r'scorer gives one number a text, "reward", and is no classifier'):
+        Compare("Scorers", [scorer], answers["text"], answers["label"], **QUICK)
 
 
 def test_numbers_of_a_class_label_column_are_read_by_their_names(session: DataDreamer, good: Path, compared: Compare):

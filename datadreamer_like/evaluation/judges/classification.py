@@ -38,7 +38,7 @@ class ClassificationJudge(Judge):
 
     Raises:
         DefinitionError: There are no labels, or an option is one of language models.
-        MethodMisfit: A model or the teacher is a multi-label classifier.
+        MethodMisfit: A model or the teacher is a multi-label classifier, or a model is a reward model.
         LabelError: A model lacks one of the labels, or has other classes than the teacher.
         DataError: A text or label is missing, or there are fewer rows than the bound needs.
     """
@@ -80,6 +80,11 @@ class ClassificationJudge(Judge):
                     f"{name} is a multi-label classifier; only single-label ones are compared. Leave it out."
                 )
             known = model.labels
+            if len(known) == 1:
+                raise MethodMisfit(
+                    f'{name} gives one number a text, "{known[0]}", and is no classifier, so it cannot be compared. '
+                    "Leave it out. A reward model compares answers of language models: pass it as judge=."
+                )
             for label, row in sorted(first_rows.items(), key=lambda item: item[1]):
                 if label not in known:
                     raise LabelError(

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.quantizers.base import get_keys_to_not_convert
 
-from datadreamer_like.errors import DefinitionError, MethodMisfit
+from datadreamer_like.errors import DefinitionError, HubError, MethodMisfit
 from datadreamer_like.formats import dequantize
+from datadreamer_like.models.trained.hf_source import ADAPTER_FOLDER
 from datadreamer_like.storage.folders import system_errors
 
 logger = logging.getLogger("datadreamer_like")
@@ -161,6 +162,34 @@ def merged(adapted: Any, saved: Path | None = None) -> Any:
     elif tied:
         model.tie_weights()
     return model
+
+
+def saved_adapter(name: str, model: Path) -> Path:
+    """Returns the folder of the adapter that was trained with the model in a folder; `DefinitionError` if none was."""
+    folder = model.parent / ADAPTER_FOLDER
+    if not folder.is_dir():
+        raise DefinitionError(
+            f'"{name}" trained no adapter, so there is none to pass on alone. Leave adapter_only out, or train with a '
+            "peft_config."
+        )
+    return folder
+
+
+def check_base(name: str, base: str, start: Any) -> None:
+    """Refuses to publish an adapter alone that others would load on another model than it was trained on.
+
+    `base` is the folder or id that it was trained on, and `start` the trained model of which that is; None if it is
+    none.
+
+    Raises:
+        HubError: The trained model is not on the Hub.
+    """
+    if start is not None and base != start.card.base_model:
+        raise HubError(
+            f'"{name}": the adapter was trained on the weights of {start!r}, which others do not have, and gives wrong '
+            "answers on other weights. Publish that model first and train from its id, or leave adapter_only out to "
+            "publish the merged model."
+        )
 
 
 def _train_heads(model: Any, config: Any) -> None:

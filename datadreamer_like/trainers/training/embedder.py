@@ -217,6 +217,17 @@ class EmbedderTrainer(HFTrainer):
         options = {"task": "sentence-similarity", **kwargs}
         return super().publish_to_hf_hub(repo_id, branch, private, token, adapter_only, is_synthetic, **options)
 
+    def adapter(self) -> TrainedModel:
+        """Returns the adapter alone; see `HFTrainer.adapter`. One on some layers of a model has no base to load."""
+        found = super().adapter()
+        if self.layers is not None:
+            raise DefinitionError(
+                f'"{self.name}": the adapter was trained on layers={self.layers} of {self.source}, and is wrong on the '
+                "whole model. Leave adapter_only out to pass on the merged embedder; or save cut_layers(...) of the "
+                "model to a folder, and train from that."
+            )
+        return found
+
     @cached_property
     def _loaded(self) -> SentenceTransformer:
         device = str(training_device(self.device))

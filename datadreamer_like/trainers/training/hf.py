@@ -41,7 +41,7 @@ from datadreamer_like.models.trained.trained_model import TrainedModel
 from datadreamer_like.pruning import masks, reapply
 
 from ..trainer import Trainer
-from .adapters import check_merge, keeping_heads, prepared_codes, qlora_configs, saved_and_merged, with_adapter
+from . import adapters
 from .curves import read_curves, write_curves
 from .devices import check_devices, named_devices, training_device
 from .loop import Fit, Run, fit
@@ -84,7 +84,7 @@ class HFTrainer(Trainer):
             raise ArgumentTypeError(f"{type(self).__name__}: qlora must be True or False, not {qlora!r}.")
         if qlora:
             require_extra("qlora", "bitsandbytes", "peft", what=f"{type(self).__name__} with qlora=True")
-            quantized, adapter = qlora_configs(self.dtype)
+            quantized, adapter = adapters.qlora_configs(self.dtype)
             self.quantization_config = self.quantization_config or quantized
             self.peft_config = self.peft_config or adapter
         for option in ("distributed_config", "fsdp", "fsdp_config"):
@@ -255,7 +255,7 @@ class HFTrainer(Trainer):
             )  # fmt: skip
             fitted = self.fit(run)
             if self.peft_config is not None:
-                model = saved_and_merged(model, task.tokenizer, draft / ADAPTER_FOLDER, self.source)
+                model = adapters.saved_and_merged(model, task.tokenizer, draft / ADAPTER_FOLDER, self.source)
                 reapply(model, kept)
             model = on_cpu(model, self.dtype)
             self.card.register("Stored Teacher", teaching.facts)
@@ -321,20 +321,20 @@ class HFTrainer(Trainer):
         if self.quantization_config is not None:
             config = transformers.AutoConfig.from_pretrained(self.source, **self.hub_options())
             empty = partial(self.auto_class(config).from_config, config, trust_remote_code=self.trust_remote_code)
-            options["quantization_config"] = keeping_heads(self.quantization_config, empty)
+            options["quantization_config"] = adapters.keeping_heads(self.quantization_config, empty)
         return options
 
     def _with_adapter(self, model: Any, task: Task, train: Examples) -> Any:
         def adapted(model: Any) -> Any:
             if self.quantization_config is not None:
-                model = prepared_codes(model)
-            return with_adapter(model, self.peft_config, self.peft_task(model.config))
+                model = adapters.prepared_codes(model)
+            return adapters.with_adapter(model, self.peft_config, self.peft_task(model.config))
 
         found, config = adapted(model), model.config
         row = {name: part for name, part in task.collate([train[0]]).items() if name in ("input_ids", "attention_mask")}
         if config.is_encoder_decoder:
             row["decoder_input_ids"] = row["input_ids"][:, :1]
-        check_merge(
+        adapters.check_merge(
             found,
             lambda: adapted(self.load_model(config, task, self.load_options())),
             row,
@@ -366,7 +366,7 @@ class HFTrainer(Trainer):
         Raises:
             DefinitionError: There is no adapter.
         """
-        return self._adapter().export(to=path) if adapter_only else self.export(to=path)
+        return self.adapter().export(to=path) if adapter_only else self.export(to=path)
 
     def publish_to_hf_hub(  # type: ignore[override]  # DataDreamer puts adapter_only before is_synthetic
         self,
@@ -382,18 +382,15 @@ class HFTrainer(Trainer):
 
         Raises:
             DefinitionError: There is no adapter.
-            HubError: The Hub refused, or cannot be reached.
+            HubError: The Hub refused, or cannot be reached; or the adapter's base model is not on the Hub.
         """
-        trained = self._adapter() if adapter_only else self.trained
+        trained = self.adapter() if adapter_only else self.trained
+        if adapter_only:
+            adapters.check_base(self.name, self.source, self.start)
         return trained.publish_to_hf_hub(repo_id, branch, private, token, is_synthetic=is_synthetic, **kwargs)
 
-    def _adapter(self) -> TrainedModel:
-        folder = Path(self.trained.path).parent / ADAPTER_FOLDER
-        if not folder.is_dir():
-            raise DefinitionError(
-                f'"{self.name}" trained no adapter, so there is none to pass on alone. Leave adapter_only out, or '
-                "train with a peft_config."
-            )
-        adapter = TrainedModel(folder, node=self)
+    def adapter(self) -> TrainedModel:
+        """Returns the adapter that was trained, alone; `DefinitionError` without one."""
+        adapter = TrainedModel(adapters.saved_adapter(self.name, Path(self.trained.path)), node=self)
         adapter.config = self.trained.config  # an adapter's folder has none of its own
         return adapter
