@@ -168,7 +168,7 @@ class _Together:
 
     def share(self) -> None:
         """Lets other processes have what is not claimed, if one came; `_claims_lock` is held."""
-        if self._has_all and self.locks is not None and self.locks.marks[:] != self.locks.mark:
+        if self._has_all and self.locks is not None and self.locks.another_came():
             # A claim that is made meanwhile sees this, or is seen below.
             self._has_all = False
             self.locks.unlock_all_but([key for run in self.runs for key in list(run.held)])
@@ -188,9 +188,13 @@ _all: dict[Hashable, _Together] = {}
 
 
 def _forget_in_child() -> None:
-    # The runs and the locks are the parent's.
+    # The runs and the locks are the parent's. Its files are closed now: closed later, they would release the locks that
+    # the child has by then.
     global _claims_lock
     _claims_lock = threading.Lock()
+    for together in _all.values():
+        if together.locks is not None:
+            together.locks.close()
     _all.clear()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +13,11 @@ from pathlib import Path
 from datadreamer_like.errors import NewerFormat, StorageError
 
 _BUSY_SECONDS = 60.0
+# The codes of SQLite whose advice fits errors of the system.
+_CODES = {errno.ENOSPC: sqlite3.SQLITE_FULL, errno.EDQUOT: sqlite3.SQLITE_FULL, errno.EIO: sqlite3.SQLITE_IOERR}
+_ELSE = sqlite3.SQLITE_CANTOPEN
+_WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
+_NO_LOCKS = "Its file system gives no locks on files (now): choose a folder on another one, such as a local disk."
 
 
 @dataclass(frozen=True)
@@ -87,7 +93,7 @@ def explained(path: str, done: str, kind: FileKind) -> Iterator[None]:
     except StorageError:
         raise
     except OSError as error:
-        advice = _advice(sqlite3.SQLITE_CANTOPEN, kind)
+        advice = _NO_LOCKS if error.errno in _WITHOUT_LOCKS else _advice(_CODES.get(error.errno or 0, _ELSE), kind)
         raise StorageError(f"{path} cannot be {done}: {error.strerror}. {advice}") from error
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import mmap
+import errno
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -25,11 +25,9 @@ class KeyLocks:
 
     Attributes:
         others_came: Whether another process had the file open when this one opened it.
-        marks, mark: The mark of the process that came last, as it is now and as it was then: they differ once another
-            process came.
 
     Raises:
-        StorageError: The file cannot be opened, written or locked.
+        StorageError: The file cannot be opened, written or locked; raised by every method.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -47,51 +45,59 @@ class KeyLocks:
         descriptor = self._file.fileno()
         if os.fstat(descriptor).st_size < _MARK_BYTES:
             os.ftruncate(descriptor, _MARK_BYTES)
-        self.marks = mmap.mmap(descriptor, _MARK_BYTES, access=mmap.ACCESS_READ)
-        try:
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 0)
-        except OSError:
-            self.others_came = True
-        self.mark = self.marks[:]
+        self.others_came = not _locked(descriptor, 1, 0)
+        # Of the process that came last.
+        self._mark = os.pread(descriptor, _MARK_BYTES, 0)
         fcntl.lockf(descriptor, fcntl.LOCK_SH, 1, 0)
         if self.others_came:
             # Written once this process can be seen, so that those who are alone notice it before it locks a key.
             os.pwrite(descriptor, os.urandom(_MARK_BYTES), 0)
 
+    def another_came(self) -> bool:
+        """Whether another process opened the file after this one."""
+        with explained(self.path, "read", _KIND):
+            return os.pread(self._file.fileno(), _MARK_BYTES, 0) != self._mark
+
     def lock(self, key: bytes) -> bool:
         """Locks a key, unless another process has it; one that this process has stays locked."""
-        try:
-            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _offset(key))
-        except (BlockingIOError, PermissionError):
-            return False
-        return True
+        with explained(self.path, "locked", _KIND):
+            return _locked(self._file.fileno(), 1, _offset(key))
 
     def unlock(self, keys: Iterable[bytes]) -> None:
         """Unlocks keys."""
-        for key in keys:
-            fcntl.lockf(self._file, fcntl.LOCK_UN, 1, _offset(key))
+        with explained(self.path, "unlocked", _KIND):
+            for key in keys:
+                fcntl.lockf(self._file, fcntl.LOCK_UN, 1, _offset(key))
 
     def lock_all(self) -> bool:
         """Locks all keys, unless another process has any."""
-        try:
-            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 0, _FIRST)
-        except (BlockingIOError, PermissionError):
-            return False
-        return True
+        with explained(self.path, "locked", _KIND):
+            return _locked(self._file.fileno(), 0, _FIRST)
 
     def unlock_all_but(self, keys: Iterable[bytes]) -> None:
         """Unlocks all keys but these, which stay locked meanwhile."""
-        start = _FIRST
-        for offset in sorted({_offset(key) for key in keys}):
-            if offset > start:
-                fcntl.lockf(self._file, fcntl.LOCK_UN, offset - start, start)
-            start = offset + 1
-        fcntl.lockf(self._file, fcntl.LOCK_UN, 0, start)
+        with explained(self.path, "unlocked", _KIND):
+            start = _FIRST
+            for offset in sorted({_offset(key) for key in keys}):
+                if offset > start:
+                    fcntl.lockf(self._file, fcntl.LOCK_UN, offset - start, start)
+                start = offset + 1
+            fcntl.lockf(self._file, fcntl.LOCK_UN, 0, start)
 
     def close(self) -> None:
         """Unlocks all keys, and closes the file."""
-        self.marks.close()
         self._file.close()
+
+
+def _locked(descriptor: int, length: int, start: int) -> bool:
+    """Locks bytes, unless another process has any of them; other errors, such as no locks left, are raised."""
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, length, start)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            return False
+        raise
+    return True
 
 
 def _offset(key: bytes) -> int:

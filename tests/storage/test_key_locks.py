@@ -1,10 +1,18 @@
 from __future__ import annotations
 
+import gc
+import os
+import signal
+import sys
+import time
+import warnings
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+import pytest
 from warm import CONTEXT
 
+from datadreamer_like.storage.answers import AnswerStore, Claims
 from datadreamer_like.storage.key_locks import KeyLocks
 
 KEYS = [bytes([number]) * 16 for number in range(6)]
@@ -21,7 +29,7 @@ def other_process(path: Path, calls: Connection) -> None:
 def test_a_key_is_locked_by_one_process_until_it_unlocks_it_or_dies(tmp_path: Path) -> None:
     locks = KeyLocks(tmp_path / "locks")
     assert not locks.others_came
-    assert locks.marks[:] == locks.mark
+    assert not locks.another_came()
     assert locks.lock_all()
     here, there = CONTEXT.Pipe()
     process = CONTEXT.Process(target=other_process, args=(tmp_path / "locks", there))
@@ -32,7 +40,7 @@ def test_a_key_is_locked_by_one_process_until_it_unlocks_it_or_dies(tmp_path: Pa
         return here.recv()
 
     assert here.recv() is True
-    assert locks.marks[:] != locks.mark
+    assert locks.another_came()
     assert [other("lock", key) for key in KEYS] == [False] * 6
     locks.unlock_all_but([KEYS[4], KEYS[1]])
     assert [other("lock", key) for key in KEYS] == [True, False, True, True, False, True]
@@ -47,3 +55,44 @@ def test_a_key_is_locked_by_one_process_until_it_unlocks_it_or_dies(tmp_path: Pa
     alone = KeyLocks(tmp_path / "locks")
     assert not alone.others_came
     alone.close()
+
+
+def test_a_file_that_was_emptied_tells_that_another_came(tmp_path: Path) -> None:
+    locks = KeyLocks(tmp_path / "locks")
+    assert locks.lock_all()
+    (tmp_path / "locks").write_bytes(b"")
+    assert locks.another_came()
+    locks.close()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not fork")
+def test_a_forked_child_keeps_its_claims_when_it_forgets_those_of_its_parent(tmp_path: Path) -> None:
+    parent = Claims(AnswerStore(tmp_path / "answers"))
+    assert parent.take(KEYS[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # threads of earlier tests
+        child = os.fork()
+    if not child:
+        signal.alarm(10)
+        try:
+            mine = Claims(AnswerStore(tmp_path / "answers"))
+            while mine.wait(KEYS[1], lambda: None) is not None:
+                time.sleep(0.001)
+            del parent
+            gc.collect()
+            (tmp_path / "has it").touch()
+            time.sleep(10)
+        finally:
+            os._exit(0)
+    try:
+        until = time.monotonic() + 8
+        while not (tmp_path / "has it").exists() and time.monotonic() < until:
+            parent.let_others_in()
+            time.sleep(0.001)
+        assert not parent.take(KEYS[1])
+        assert parent.wait(KEYS[1], lambda: None) is not None
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert parent.wait(KEYS[1], lambda: None) is None
+    parent.close()

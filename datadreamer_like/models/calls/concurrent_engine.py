@@ -241,9 +241,12 @@ class ConcurrentEngine(Engine[Q, A]):
         return True
 
     async def _let_others_in(self, claims: Claims) -> None:
-        while True:
-            await asyncio.sleep(_LET_IN_SECONDS)
-            claims.let_others_in()
+        try:
+            while True:
+                await asyncio.sleep(_LET_IN_SECONDS)
+                claims.let_others_in()
+        except Exception as error:
+            self._fail(error)
 
     def _give_up(self, jobs: Iterable[Job[Q, A]]) -> None:
         if self._recorder.claims is not None:
@@ -337,12 +340,13 @@ class ConcurrentEngine(Engine[Q, A]):
         if not finished:
             return
         try:
-            self._recorder.record(finished)
+            try:
+                self._recorder.record(finished)
+            finally:
+                self._give_up([job for job, _ in finished])
         except Exception as error:
             self._fail(error)
             return
-        finally:
-            self._give_up([job for job, _ in finished])
         self._active -= self._unsaved
         self._unsaved = 0
         self._wake()
