@@ -9,7 +9,7 @@ from flaky_server import FlakyServer, Reply, error
 
 from datadreamer_like.errors import AuthenticationFailed, DefinitionError
 from datadreamer_like.graph.fingerprint import fingerprint
-from datadreamer_like.models import Azure
+from datadreamer_like.models import Azure, OpenAI
 
 ADDRESS = "https://mine.openai.azure.com"
 SECRET = "az-S3cr3tK3y-0123456789abcdef"
@@ -77,3 +77,10 @@ def test_an_address_is_needed_and_tokens_need_a_version() -> None:
     with pytest.raises(DefinitionError, match=r"azure_ad_token needs api_version=\.\.\."):
         Azure("m", base_url=ADDRESS, azure_ad_token="t")
     assert Azure("m", base_url=ADDRESS, azure_ad_token="t", api_version="2024-10-21").key is None
+
+
+def test_openai_with_an_api_version_sends_azure_what_openai_takes() -> None:
+    azure = OpenAI("m", base_url=ADDRESS, api_key="k", api_version="2024-10-21")
+    assert azure.quirks == Azure("m", base_url=ADDRESS, api_key="k").quirks
+    assert azure.quirks.penalty_names == ("presence_penalty",)
+    assert OpenAI("m", base_url="http://localhost:1/v1", api_key="k").quirks != azure.quirks

@@ -101,8 +101,9 @@ class OpenAI(OpenAICompatible):
 
     @property
     def quirks(self) -> Quirks:
-        """OpenAI's quirks at its own servers, the protocol's defaults elsewhere."""
-        return self.endpoint.quirks if self.endpoint.serves(self.base_url) else _ANY_SERVER
+        """OpenAI's quirks at its own servers and Azure's, the protocol's defaults elsewhere."""
+        own = self.is_azure or self.endpoint.serves(self.base_url)
+        return self.endpoint.quirks if own else _ANY_SERVER
 
     def batch_api(self) -> BatchAPI | None:
         """Returns OpenAI's batches; None on Azure, whose batches need deployments of their own."""
