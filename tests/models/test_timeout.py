@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import select
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ def _slow(first: bytes, piece: bytes) -> Callable[[socket.socket], None]:
         connection.recv(65_536)
         connection.sendall(first)
         while True:
-            time.sleep(0.1)
+            if select.select([connection], [], [], 0.1)[0] and not connection.recv(65_536):
+                return  # the client has closed it
             connection.sendall(piece)
 
     return serve
@@ -42,10 +44,8 @@ SERVERS = {
 @contextmanager
 def served(serve: Callable[[socket.socket], None]) -> Iterator[str]:
     def quietly(connection: socket.socket) -> None:
-        try:
+        with connection, suppress(OSError):
             serve(connection)
-        except OSError:
-            connection.close()
 
     def accept() -> None:
         while True:
@@ -57,7 +57,11 @@ def served(serve: Callable[[socket.socket], None]) -> Iterator[str]:
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         threading.Thread(target=accept, daemon=True).start()
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            # Ends `accept`, which could otherwise go on with the next socket that has this one's number.
+            listener.shutdown(socket.SHUT_RDWR)
 
 
 @pytest.mark.parametrize("sends", SERVERS)

@@ -193,6 +193,16 @@ def test_the_judge_reads_fields_as_json_and_of_what_was_retrieved_the_texts(
     assert [prompt.split("\n\nClaim:")[0] for prompt in llm.prompts if "Claim:" in prompt] == [f"Source:\n{shown}"]
 
 
+def test_a_blank_text_has_no_claims_and_no_persona(session: DataDreamer) -> None:
+    llm = ByPart({"Claim:": "Yes", "": "- a claim"})
+    made = make(CheckGrounding, llm, {"answers": ["a", " ", "b"], "sources": ["s", "s", "s"]})
+    assert list(made.output["claims"]) == [["a claim"], None, ["a claim"]]
+    assert list(made.output["share"]) == [1.0, None, 1.0]
+    people = make(Personas, ByPart({"": "A cook"}), {"texts": ["", "soup"]}, expansions=1)
+    assert list(people.output["personas"]) == [None, "A cook", None, "A cook"]
+    assert people.usage.failed_rows == 2
+
+
 def test_without_any_claims_there_are_no_verdicts(session: DataDreamer) -> None:
     made = make(CheckGrounding, ByPart({"": "NONE"}), {"answers": ["a", "b"], "sources": ["s", "s"]})
     assert list(made.output["share"]) == [None, None]

@@ -325,6 +325,11 @@ def audited(labels: Any, gold: Any, **args: Any) -> GoldAudit:
     return GoldAudit("Audit", inputs=inputs, args={"min_accuracy": 0.8, **args})
 
 
+def test_labels_and_gold_of_other_names_are_said_to_be(session: DataDreamer):
+    with pytest.raises(DataError, match="no label is a gold label: the labels are 0, 1, the gold ones x, y. Map one"):
+        audited(["0", "1"] * 20, ["x", "y"] * 20)
+
+
 def test_an_audit_passes_labels_on_that_are_shown_to_be_good_enough(session: DataDreamer):
     labels = ["a", "b"] * 50 + ["a", None]
     gold = ["a", "b"] * 20 + ["b", "a"] + [None] * 58 + [None, "a"]

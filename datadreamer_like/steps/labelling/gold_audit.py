@@ -87,6 +87,14 @@ class GoldAudit(Step):
     def _measure(self) -> None:
         found, bar, confidence = self.accuracy, self.args["min_accuracy"], self.args["confidence"]
         rows = self._right(None)[1]
+        given, gold = (
+            {self._audited.classes[code] for code in set(codes) - {ABSTAINED}} for codes in self._audited.codes.T
+        )
+        if len(given) > 1 and len(gold) > 1 and not given & gold:
+            raise DataError(
+                f'"{self.name}": no label is a gold label: the labels are {", ".join(sorted(given)[:5])}, the gold '
+                f"ones {', '.join(sorted(gold)[:5])}. Map one to the names of the other."
+            )
         if found.low < bar:
             needed = rows_needed(1 - bar, (1 + confidence) / 2)
             verdict = "is below the bar" if found.high < bar else "is not shown to reach the bar"

@@ -16,7 +16,7 @@ from ..base.columns import columns_together
 from ..base.lazy_rows import From, LazyRowBatches, Traced
 from ..base.step import Step
 from ..prompting.answer_readers import read_yes_or_no
-from .prompt_rounds import PromptRounds, Row
+from .prompt_rounds import PromptRounds, Row, is_blank
 
 _CLAIMS = """\
 {% if question %}
@@ -67,7 +67,8 @@ class CheckGrounding(PromptRounds):
         >>> kept = checked.filter(lambda row: row["share"] == 1.0)  # doctest: +SKIP
     """
 
-    result_version: ClassVar[int] = 2  # 2: what was retrieved counts as its texts
+    # 2: what was retrieved counts as its texts; 3: a blank answer has no claims
+    result_version: ClassVar[int] = 3
 
     def setup(self) -> None:
         """Registers the step's names."""
@@ -100,6 +101,8 @@ class CheckGrounding(PromptRounds):
         def row(row: Row) -> Row:
             found = row["claims"]
             supported = None if found is None or row["sources"] is None else [next(verdicts) for _ in found]
+            if is_blank(row["answers"]):
+                row, supported = {**row, "claims": None}, None
             known = [verdict for verdict in supported or () if verdict is not None]
             return {**row, "supported": supported, "share": sum(known) / len(known) if known else None}
 
@@ -111,7 +114,7 @@ class CheckGrounding(PromptRounds):
 class EachClaim(Step):
     """One row for each claim of an answer that has a source."""
 
-    result_version: ClassVar[int] = 2  # that of CheckGrounding
+    result_version: ClassVar[int] = 3  # that of CheckGrounding
 
     def setup(self) -> None:
         """Registers the step's names."""

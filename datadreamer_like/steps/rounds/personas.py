@@ -12,7 +12,7 @@ from datadreamer_like.models.llms.generation import Answer
 
 from ..operations.combining import concat
 from ..prompting.prompt_step import PromptStep
-from .prompt_rounds import PromptRounds, Row, literal
+from .prompt_rounds import PromptRounds, Row, is_blank, literal
 
 _FROM_TEXT = """\
 Text:
@@ -51,6 +51,9 @@ class Personas(PromptRounds):
         ... )
     """
 
+    result_version: ClassVar[int] = 2  # 2: a blank text has no persona
+
+    texts = ("texts",)
     least: ClassVar[dict[str, int]] = {"expansions": 0}
 
     relations: ClassVar[tuple[str, ...]] = ("colleague", "patient or client", "friend", "relative", "opponent")
@@ -89,6 +92,8 @@ class Personas(PromptRounds):
             persona = asked[-1].output["generations"]
             asked.append(self.ask(f"Expansion {number}", template, read_persona, persona=persona, text=text))
         size = asked[0].output.num_rows or 0
+        for number in range(len(asked)):
+            self.fail_blank(text, number * size)
         self.fail_with(asked, lambda step, index: asked.index(step) * size + index)
         parts = [
             step.map(Labelled(number), remove_columns=step.output.column_names, lazy=False, name=f"Part {number}")
@@ -105,7 +110,8 @@ class Labelled:
 
     def __call__(self, row: Row) -> Row:
         """Returns the output row."""
-        return {"texts": row["text"], "personas": row["generations"], "expansions": self.number}
+        persona = None if is_blank(row["text"]) else row["generations"]
+        return {"texts": row["text"], "personas": persona, "expansions": self.number}
 
 
 def read_persona(answer: Answer, row: Row) -> Any:
