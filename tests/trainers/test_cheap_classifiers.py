@@ -238,7 +238,7 @@ def test_they_are_compared_and_published_as_any_other(trained, session, hub_serv
     trained[TrainLinearClassifier].publish_to_hf_hub("me/linear")
     files = hub_server.files("model", "me/linear")
     assert {"config.json", "model.safetensors", "features.json"} <= set(files)
-    assert "import datadreamer_like.formats" in hub_server.readme("model", "me/linear")
+    assert "from datadreamer_like.models import TrainedModel" in hub_server.readme("model", "me/linear")
     found = TrainedModel("me/linear").predict(TEXTS)
     np.testing.assert_array_equal(found.probabilities, trained[TrainLinearClassifier].predict(TEXTS).probabilities)
 
