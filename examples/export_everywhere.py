@@ -54,7 +54,7 @@ with DataDreamer(OUTPUT):
 smollm = TrainedModel(Path(next(iter(SMOLLM.submodule_search_locations))) / "SmolLM2-135M-Instruct.Q4_1.gguf")
 written: list[tuple[str, Path]] = []
 for title, model, formats in [
-    ("MiniLM", trainer.trained, FOR_CLASSIFIERS[:2] if SHORT else FOR_CLASSIFIERS),
+    ("MiniLM", trainer.trained, FOR_CLASSIFIERS[1:2] if SHORT else FOR_CLASSIFIERS),
     ("SmolLM2", smollm, FOR_LANGUAGE_MODELS[1:2] if SHORT else FOR_LANGUAGE_MODELS),
 ]:
     for name, options in formats:
@@ -73,5 +73,5 @@ for title, folder in written:
     place = report.loads_in.partition(",")[0]
     print(f"{title:8} {form:32} {report.weight_bytes / 1e6:7.1f}  {place:34} {report.distance:.2g}")
 
-student = TrainedModel.load(written[1][1], runtime="onnx")
+student = TrainedModel.load(OUTPUT / "exports" / "MiniLM-onnx-int8", runtime="onnx")
 print(f"\nOn ONNX Runtime in int8, {texts[0][:50]!r}... is about {student.predict(texts[:1]).labels[0]}.")

@@ -20,6 +20,7 @@ SHORT = {
     "distil_embedder": "and distilled",
     "distil_llm": "of the teacher's answers, taught by",
     "distilbert": "Distilled, 3 layers",
+    "dpo": "prefers what people wrote",
     "documents_to_qa": "of 3 answers are grounded",
     "export_everywhere": "is about",
     "from_call_logs": "Asked again: 200 prompts, 0 requests.",
@@ -41,7 +42,6 @@ SHORT = {
 """What the output of each has in it."""
 WHOLE = {
     "budget_and_plan": "were planned",
-    "dpo": "prefers what people wrote",
     "providers": "LlamaCPPServer  Name an animal.",
     "ray_engine": "the same rows",
     "structured_output": "stars",
