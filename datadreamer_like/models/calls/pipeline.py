@@ -21,6 +21,7 @@ from datadreamer_like.graph.usage import Usage, current_usage
 from datadreamer_like.storage.answers import AnswerStore, Claims
 
 from ..model import Model
+from .collecting import collecting_rarely
 from .failures import A, Rejected
 from .options import Run
 
@@ -206,7 +207,7 @@ def run_calls(
     def answers() -> Iterator[A]:
         source = _Source(prompts)
         done = 0
-        with open_store() as store, nullcontext() if run.force else Claims(store) as claims:
+        with collecting_rarely(), open_store() as store, nullcontext() if run.force else Claims(store) as claims:
             recorder = Recorder(calls, store, usage, claims)
             pending = _Pending(recorder, run, check, max_follow_ups)
             rows = pending.rows
