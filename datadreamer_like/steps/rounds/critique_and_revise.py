@@ -87,7 +87,8 @@ class CritiqueAndRevise(PromptRounds):
         answer = self.inputs.get("answers")
         if answer is None:
             args = {"llm": self.args["llm"], **self.options()}
-            answer = FirstAnswer("Answer", inputs={"prompts": prompt}, args=args, force=self.force).output["generations"]
+            first = FirstAnswer("Answer", inputs={"prompts": prompt}, args=args, force=self.force)
+            answer = first.output["generations"]
         criteria = self.args["criteria"]
         critique = _CRITIQUE.replace("<criteria>\n", f"{literal(criteria)}\n\n" if criteria else "")
         columns: dict[str, Column] = {"prompt": prompt, "answer 0": answer}
