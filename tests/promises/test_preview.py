@@ -343,3 +343,26 @@ def test_steps_that_learn_from_many_rows_do_not_end_a_preview(
         assert "This is a preview" in caplog.text
         if hasattr(step, "summary"):
             assert step.summary().rows
+
+
+@pytest.mark.parametrize(
+    ("sizes", "made"),
+    [
+        ({"train_size": 16, "test_size": 4}, {"train": 2, "test": 1}),
+        ({"train_size": 16, "validation_size": 2, "test_size": 2}, {"train": 1, "validation": 1, "test": 1}),
+        ({"train_size": 16}, {"train": 2, "test": 1}),
+        ({"train_size": 1}, {"train": 1, "test": 2}),
+        ({"train_size": 0.8, "test_size": 0.2}, {"train": 2, "test": 1}),
+    ],
+)
+@pytest.mark.parametrize("lazy", [False, True])
+def test_a_preview_has_all_splits_of_the_full_run(
+    tmp_path: Path, sizes: dict[str, Any], made: dict[str, int], lazy: bool
+) -> None:
+    for preview in (3, None):
+        with DataDreamer(tmp_path / "session", verbose=False, preview=preview):
+            rows = DataSource("Rows", {"n": list(range(20))}).map(lambda row: row, lazy=lazy)
+            parts = {name: len(list(part.output)) for name, part in rows.splits(**sizes).items()}
+            assert sum(parts.values()) == (preview or 20)
+            assert parts == made or preview is None
+            assert set(parts) == set(made)

@@ -145,6 +145,12 @@ class Judges(SuperStep):
         """Asks the judges, learns their accuracies from the gold rows, and combines their verdicts."""
         check_lengths(self._inputs)
         gold = self._gold
+        if set(gold) - {ABSTAINED} == {_TIE}:
+            self.logger.warning(
+                '"%s": all gold verdicts are ties, so nothing is known of how the judges find a better response, and '
+                "ties count as likelier than they say. Add gold rows with a winner.",
+                self.name,
+            )
         said: dict[str, list[Any]] = {}
         for name, llm in self._judges.items():
             orders = [self._asked(name, llm, swapped) for swapped in (False, True)]
