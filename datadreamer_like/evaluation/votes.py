@@ -102,7 +102,16 @@ class Votes:
     @cached_property
     def counts(self) -> Codes:
         """The number of votes for each class [rows, classes]."""
-        return np.stack([(self.codes == place).sum(1) for place in range(len(self.classes))], axis=1)
+        found = np.zeros((len(self), len(self.classes)), np.int64)
+        for place in range(len(self.classes)):
+            found[:, place] = (self.codes == place).sum(1)
+        return found
+
+    @property
+    def shares(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """The share of the votes of a row for each class [rows, classes]; 0 without votes."""
+        found: np.ndarray[Any, np.dtype[np.float64]] = self.counts / np.maximum(self.counts.sum(1, keepdims=True), 1)
+        return found
 
     @property
     def has_vote(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
@@ -138,7 +147,8 @@ class Votes:
         truth = None if gold is None else self.gold_codes(gold)
         voted = self.codes != ABSTAINED
         others = voted.sum(1, keepdims=True) - voted
-        same = np.take_along_axis(self.counts, np.maximum(self.codes, 0), axis=1) - voted
+        padded = self.counts if self.classes else np.zeros((len(self), 1), np.int64)  # nobody votes
+        same = np.take_along_axis(padded, np.maximum(self.codes, 0), axis=1) - voted
         rows: list[dict[str, Any]] = []
         for place, voter in enumerate(self.voters):
             own = voted[:, place]

@@ -143,11 +143,11 @@ class SelfInstruct:
                 self._continuation(known, from_seed, from_generated, random.Random(f"{seed} {number} {place}"))
                 for place in range(prompts_per_round)
             ]
-            proposed = self._proposed(number, prompts)
+            proposed, sent = self._proposed(number, prompts)
             valid = Validate(f"{name}, valid {number}", {"inputs": proposed}, {"validators": validators})
             texts = {"inputs": valid.output["instruction"], "pool": concat(pool, *made).output["instruction"]}
             novel = DeduplicateByRougeL(f"{name}, novel {number}", texts, {"threshold": float(threshold)})
-            kept = self._count(number, len(prompts), valid, novel)
+            kept = self._count(number, sent, valid, novel)
             if not kept:
                 break
             made.append(novel)
@@ -181,7 +181,8 @@ class SelfInstruct:
         ask = f"Below is a list of different tasks. Continue it with tasks {first} to {last}, one per line."
         return f"{ask}\n\n{tasks}\nTask {first}:"
 
-    def _proposed(self, number: int, prompts: Sequence[str]) -> Column:
+    def _proposed(self, number: int, prompts: Sequence[str]) -> tuple[Column, int]:
+        """The tasks of the answers, and the number of prompts sent, which a preview cuts."""
         source = DataSource(f"{self.name}, prompts {number}", {"prompt": list(prompts)})
         args = {"llm": self._llm, "parse": _tasks, **self._options}
         said = Prompt(f"{self.name}, continued {number}", {"prompts": source.output["prompt"]}, args)
@@ -191,8 +192,7 @@ class SelfInstruct:
                 f'the errors of the step "{said.name}".'
             )
         found: Step = each_task(f"{self.name}, proposed {number}", inputs={"tasks": said.output["generations"]})
-        column: Column = found.output["instruction"]
-        return column
+        return found.output["instruction"], count_rows(said)
 
     def _count(self, number: int, prompts: int, valid: Validate, novel: DeduplicateByRougeL) -> int:
         dropped = [list(each.rejected.output) for each in (valid, novel)]

@@ -129,17 +129,15 @@ class SynthIE:
                 "facts_per_row.",
                 name, f"{len(sets):,}", f"{rows:,}",
             )  # fmt: skip
-        self.rows = self._written(sets)
+        self.rows, calls = self._written(sets)
         self.student = self._trained("student", self.rows)
-        self._measure("facts, then text", len(sets), self.rows, self.student, test["test_input"], gold)
+        self._measure("facts, then text", calls, self.rows, self.student, test["test_input"], gold)
         self.forward_rows = self.forward_student = None
         if forward is not None:
             texts = list(forward)[: len(sets)]
-            self.forward_rows = self._extracted(texts)
+            self.forward_rows, calls = self._extracted(texts)
             self.forward_student = self._trained("forward student", self.forward_rows)
-            self._measure(
-                "text, then facts", len(texts), self.forward_rows, self.forward_student, test["test_input"], gold
-            )
+            self._measure("text, then facts", calls, self.forward_rows, self.forward_student, test["test_input"], gold)
         logger.info("%s", self.table)
 
     @classmethod
@@ -156,23 +154,23 @@ class SynthIE:
             "facts_per_row": (1, 2),
         }
 
-    def _written(self, sets: Sequence[Sequence[Triple]]) -> Step:
-        """Texts that the LLM wrote for sets of facts."""
+    def _written(self, sets: Sequence[Sequence[Triple]]) -> tuple[Step, int]:
+        """Texts that the LLM wrote for sets of facts, and the number of calls."""
         shown = "".join(f"\n\nFacts:\n{_lines(facts)}\nText: {text}" for text, facts in self._examples)
         prompts = [f"{_WRITE}{shown}\n\nFacts:\n{_lines(facts)}\nText:" for facts in sets]
         columns = {"prompt": prompts, "facts": [[*map(list, facts)] for facts in sets]}
         source = DataSource(f"{self.name}, facts", columns)
         return self._answered("texts", source, [*sets], partial(_stated, prompts=dict(zip(prompts, sets, strict=True))))
 
-    def _extracted(self, texts: Sequence[str]) -> Step:
-        """Facts that the LLM extracted from texts."""
+    def _extracted(self, texts: Sequence[str]) -> tuple[Step, int]:
+        """Facts that the LLM extracted from texts, and the number of calls."""
         ask = _EXTRACT.format(", ".join(self._relations))
         shown = "".join(f"\n\nText: {text}\nFacts:\n{_lines(facts)}" for text, facts in self._examples)
         prompts = [f"{ask}{shown}\n\nText: {text}\nFacts:\n" for text in texts]
         source = DataSource(f"{self.name}, forward texts", {"prompt": prompts, "text": list(texts)})
         return self._answered("forward facts", source, None, _facts)
 
-    def _answered(self, what: str, source: Step, sets: Any, parse: Any) -> Step:
+    def _answered(self, what: str, source: Step, sets: Any, parse: Any) -> tuple[Step, int]:
         """One call a row: an answer that does not fit is dropped, not asked for again."""
         args = {
             "llm": self._llm, "parse": parse, "max_follow_ups": 0, "max_new_tokens": self._tokens, "seed": self._seed
@@ -195,7 +193,7 @@ class SynthIE:
             "facts": [[*map(list, facts)] for _, facts in pairs],
             "target": [write_facts(facts) for _, facts in pairs],
         }
-        return DataSource(f"{self.name}, {what}, rows", columns)
+        return DataSource(f"{self.name}, {what}, rows", columns), len(answers)
 
     def _trained(self, what: str, rows: Step) -> Any:
         count = count_rows(rows)

@@ -26,11 +26,15 @@ def is_list(kind: pa.DataType) -> bool:
 
 
 def stored_as(array: pa.Array, name: str, what: str) -> pa.Array:
-    """Returns an array in a type that `datasets` has a name for: without dictionary, views and run-end encoding."""
+    """Returns an array in a type that `datasets` has a name for: without dictionary, views and run-end encoding.
+
+    A map becomes a list of dictionaries of `key` and `value`.
+    """
     kind = _storable(array.type)
     if kind is None:
         raise StepOutputTypeError(
-            f'{what}: column "{name}" has the Arrow type {array.type}, which datasets cannot store. Convert it first.'
+            f'{what}: column "{name}" has the Arrow type {array.type}, which datasets cannot store. Leave the column '
+            "out, or convert it where it is made, such as to texts."
         )
     if isinstance(array, pa.ExtensionArray) and kind != array.type:
         if str(array.type) == "extension<arrow.uuid>":
@@ -46,6 +50,9 @@ def _storable(kind: pa.DataType) -> pa.DataType | None:
     if types.is_struct(kind):
         fields = [(field.name, _storable(field.type)) for field in kind]
         return None if any(inner is None for _, inner in fields) else pa.struct(fields)
+    if types.is_map(kind):
+        entry = _storable(pa.struct([("key", kind.key_type), ("value", kind.item_type)]))
+        return None if entry is None else pa.list_(entry)
     if is_list(kind) or types.is_list_view(kind) or types.is_large_list_view(kind):
         inner = _storable(kind.value_type)
         if inner == kind.value_type and is_list(kind):

@@ -31,6 +31,10 @@ MAX_DEPTH = 100  # of lists and dictionaries inside each other
 PLAIN = {str, int, float, bool, bytes}
 _NUMERIC = "biuf"
 
+KEEP = "a step of your own can also keep Python objects, with self.pickle(value)."
+CONVERT = f"convert the values; {KEEP}"
+"""What to do about values of several types."""
+
 
 class Uniform:
     """Makes the values of one column uniform; `name` and `what`, the owner of the rows, are for error messages.
@@ -76,10 +80,9 @@ class Uniform:
                     value = _converter(kind)(value)  # type: ignore[arg-type]
                 except (TypeError, ValueError, OverflowError) as error:
                     reason = "" if isinstance(error, TypeError) else f" ({error})"
-                    raise StepOutputTypeError(
-                        f"{self._where(path)} holds a value of type {kind.__qualname__}{reason}: {repr(value)[:100]}. "
-                        "Convert it to a text, number, date, list or dictionary, or keep Python objects with "
-                        "self.pickle(value)."
+                    raise StepOutputTypeError.of(
+                        f"{self._where(path)} holds a value of type {kind.__qualname__}{reason}: {repr(value)[:100]}.",
+                        f"Convert it to a text, number, date, list or dictionary; {KEEP}",
                     ) from error
             converted.append(value)
         return converted
@@ -155,7 +158,7 @@ class Uniform:
             if not isinstance(key, str):
                 raise StepOutputTypeError(
                     f"{self._where(path)} holds a dictionary with the key {key!r}, which is not a string. Use "
-                    f"{str(key)!r}, or keep Python objects with self.pickle(value)."
+                    f"{str(key)!r}; {KEEP}"
                 )
             column = [row[key] for row in rows if key in row]
             inside = (*path, key)
@@ -183,10 +186,7 @@ class Uniform:
     def mixed(self, kinds: Iterable[str | type], path: KeyPath = ()) -> StepOutputTypeError:
         """Returns the error for values of several kinds, given by name or type."""
         names = " and ".join(sorted(kind if isinstance(kind, str) else _label(kind) for kind in kinds))
-        return StepOutputTypeError(
-            f"{self._where(path)} mixes {names}. A column has one type; convert the values, or keep "
-            "Python objects with self.pickle(value)."
-        )
+        return StepOutputTypeError.of(f"{self._where(path)} mixes {names}.", f"A column has one type: {CONVERT}")
 
     def pickled_inside(self, path: KeyPath = ()) -> StepOutputTypeError:
         """Returns the error for a pickled object that is not the whole value of a column."""

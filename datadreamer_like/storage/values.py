@@ -17,7 +17,7 @@ import pyarrow as pa
 from datadreamer_like.errors import MissingExtra, StepOutputTypeError
 
 from .arrow_types import has_keys, is_list, stored_as
-from .uniform import PLAIN, KeyPath, Pickled, Uniform, is_image
+from .uniform import CONVERT, PLAIN, KeyPath, Pickled, Uniform, is_image
 
 if TYPE_CHECKING:
     from datasets import Features
@@ -240,10 +240,8 @@ def _converted(values: list[Any], name: str, what: str) -> pa.Array:
                 f"({error.object[error.start]!r}), which is not valid Unicode. Fix it: "
                 'text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").'
             ) from error
-        raise StepOutputTypeError(
-            f'{what}: column "{name}" holds values that do not fit one type ({error}). Make them of one type, or keep '
-            "Python objects with self.pickle(value)."
-        ) from error
+        fact = f'{what}: column "{name}" holds values that do not fit one type ({error}).'
+        raise StepOutputTypeError.of(fact, f"A column has one type: {CONVERT}") from error
     except OverflowError as error:
         raise StepOutputTypeError(
             f'{what}: column "{name}" holds an integer beyond 64 bits. Store it as text or as a float.'

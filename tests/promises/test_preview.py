@@ -10,7 +10,7 @@ import pytest
 from flaky_server import FlakyServer
 
 from datadreamer_like import DataDreamer, concat, zipped
-from datadreamer_like.errors import ArgumentTypeError, DefinitionError, SessionError
+from datadreamer_like.errors import ArgumentTypeError, DataDreamerError, DefinitionError, SessionError
 from datadreamer_like.models import OpenAI
 from datadreamer_like.steps import (
     CheckGrounding,
@@ -20,7 +20,11 @@ from datadreamer_like.steps import (
     Deduplicate,
     Evolve,
     FewShotPrompt,
+    FindLabelErrors,
     GoldAudit,
+    Judges,
+    LabelModel,
+    MajorityVote,
     ProcessWithPrompt,
     Prompt,
     Step,
@@ -306,3 +310,59 @@ def test_an_audit_does_not_end_a_preview(tmp_path: Path, gold: list[Any], caplog
         audit = GoldAudit("Audit", inputs=inputs, args={"min_accuracy": 0.9})
         assert list(audit.output["labels"]) == ["x", "x"]
     assert "This is a preview" in caplog.text
+
+
+NOTHING = {"a": [None, None, "x"], "b": [None, None, "x"]}
+APART = {"a": ["x", "y", "z"], "b": ["u", "v", "z"]}
+PAIRS: dict[str, list[Any]] = {"a": ["1", "2", "3"], "b": ["I", "II", "III"], "gold": [None, None, "a"]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "column", "made"),
+    [
+        (MajorityVote, NOTHING, "labels", [None, None]),
+        (LabelModel, NOTHING, "soft_labels", [None, None]),
+        (LabelModel, APART, "labels", [None, None]),
+        (LabelModel, {"a": ["x", "x", "y"], "b": [None, "x", "y"]}, "labels", ["x", "x"]),
+        (LabelModel, {"a": ["x", "y", "z"], "b": ["x", "x", "z"], "gold": [None, None, "z"]}, "labels", ["x", None]),
+        (FindLabelErrors, {"inputs": ["a b", "c d", "e f"], "labels": ["x", "x", "y"]}, "reason", [None, None]),
+        (Judges, PAIRS, "verdicts", ["tie", "tie"]),
+    ],
+)
+def test_steps_that_learn_from_many_rows_do_not_end_a_preview(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: Any, data: dict[str, Any], column: str, made: list[Any]
+) -> None:
+    args = {"llms": {"j": FakeLLM(lambda prompt: "Tie")}} if kind is Judges else {}
+    with DataDreamer(tmp_path / "session", verbose=False):
+        rows = DataSource("Rows", data=data)
+        few = rows.take(2, lazy=False)
+        with pytest.raises(DataDreamerError):
+            kind("All", inputs={name: few.output[name] for name in data}, args=args)
+        step = kind.preview(2, "Few", inputs={name: rows.output[name] for name in data}, args=args)
+        assert list(step.output[column]) == made
+        assert "This is a preview" in caplog.text
+        if hasattr(step, "summary"):
+            assert step.summary().rows
+
+
+@pytest.mark.parametrize(
+    ("sizes", "made"),
+    [
+        ({"train_size": 16, "test_size": 4}, {"train": 2, "test": 1}),
+        ({"train_size": 16, "validation_size": 2, "test_size": 2}, {"train": 1, "validation": 1, "test": 1}),
+        ({"train_size": 16}, {"train": 2, "test": 1}),
+        ({"train_size": 1}, {"train": 1, "test": 2}),
+        ({"train_size": 0.8, "test_size": 0.2}, {"train": 2, "test": 1}),
+    ],
+)
+@pytest.mark.parametrize("lazy", [False, True])
+def test_a_preview_has_all_splits_of_the_full_run(
+    tmp_path: Path, sizes: dict[str, Any], made: dict[str, int], lazy: bool
+) -> None:
+    for preview in (3, None):
+        with DataDreamer(tmp_path / "session", verbose=False, preview=preview):
+            rows = DataSource("Rows", {"n": list(range(20))}).map(lambda row: row, lazy=lazy)
+            parts = {name: len(list(part.output)) for name, part in rows.splits(**sizes).items()}
+            assert sum(parts.values()) == (preview or 20)
+            assert parts == made or preview is None
+            assert set(parts) == set(made)

@@ -78,6 +78,14 @@ def test_only_new_and_valid_instructions_are_kept_and_the_others_have_a_reason(s
     assert "similar to an earlier text 14" in str(grown)
 
 
+def test_a_preview_counts_the_prompts_that_it_sends(tmp_path):
+    llm = FakeLLM(answer)
+    with DataDreamer(tmp_path / "output", verbose=False, preview=2):
+        grown = SelfInstruct("Grown", llm, **seed(), rounds=1, prompts_per_round=5)
+    assert grown.rounds == [{"round": 1, "prompts": 2, "proposed": 2, "invalid": 1, "similar": 0, "kept": 1}]
+    assert sum(prompt.startswith("Below") for prompt in llm.prompts) == 2
+
+
 def test_a_prompt_shows_six_tasks_of_the_seed_and_two_that_were_made(session):
     many = [(f"Do the thing number {place} with word{place}", "x", "y", False) for place in range(9)]
     llm = FakeLLM(answer)

@@ -109,3 +109,16 @@ def test_class_names_of_datasets_are_kept(session: DataDreamer, tmp_path: Path) 
     ):
         assert step.output.info.features == features
         assert list(step.output["label"]) == [1, 0]
+
+
+def test_maps_are_lists_of_their_entries_at_any_depth(session: DataDreamer, tmp_path: Path) -> None:
+    kind = pa.map_(pa.string(), pa.int64())
+    data = pa.table({"map": pa.array([[("k", 1), ("l", None)], [], None], kind)})
+    nested = pa.array([{"inside": [[("k", 2)]]}, {"inside": []}, None], pa.struct([("inside", pa.list_(kind))]))
+    pq.write_table(data.append_column("nested", nested), tmp_path / "rows.parquet")
+    rows = list(ParquetDataSource("Rows", data_files=tmp_path / "rows.parquet").output)
+    assert rows[0] == {
+        "map": [{"key": "k", "value": 1}, {"key": "l", "value": None}],
+        "nested": {"inside": [[{"key": "k", "value": 2}]]},
+    }
+    assert [row["map"] for row in rows[1:]] == [[], None]

@@ -65,6 +65,19 @@ def test_each_format_gives_its_text_title_and_pages(session: DataDreamer, folder
     assert texts[3:] == ["first page", "second page"]
 
 
+@pytest.mark.parametrize(
+    ("front", "title"),
+    [("tags: [a]", "Guide"), ('title: "My: notes"\ntags: [a]', "My: notes"), ("title:\nx: 'y'", "Guide")],
+)
+def test_front_matter_is_no_heading_and_gives_the_title(
+    session: DataDreamer, tmp_path: Path, front: str, title: str
+) -> None:
+    (tmp_path / "a.md").write_text(f"---\n{front}\n---\n# Guide\n")
+    (row,) = DocumentDataSource("Documents", data_folder=tmp_path).output
+    assert row["title"] == title
+    assert row["text"] == (tmp_path / "a.md").read_text()
+
+
 HEAD = "<tr><th>a</th><th>b</th></tr>"
 
 

@@ -17,6 +17,7 @@ from datadreamer_like import DataDreamer
 from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, EmptyDataset, LabelError
 from datadreamer_like.steps import DataSource, Judges
 from datadreamer_like.steps.prompting.answer_readers import read_winner_or_tie
+from datadreamer_like.testing import FakeLLM
 
 PAIRS = 40
 
@@ -266,3 +267,10 @@ def test_a_killed_panel_asks_only_what_was_in_flight_again(tmp_path: Path):
         assert json.loads(result.read_text()) == ["b"] * 30 + ["a"] * 30
         script.run(str(tmp_path / "out"), server.url, str(result))
         assert len(server.requests) <= 120 + 4
+
+
+def test_gold_verdicts_without_a_winner_are_warned_of(session: DataDreamer, caplog: pytest.LogCaptureFixture) -> None:
+    rows = DataSource("Rows", {"a": ["x", "y"], "b": ["x", "z"], "gold": ["tie", None]}).output
+    llms = [FakeLLM(lambda prompt: "Tie")]
+    Judges("Panel", inputs={name: rows[name] for name in ("a", "b", "gold")}, args={"llms": llms})
+    assert "all gold verdicts are ties" in caplog.text

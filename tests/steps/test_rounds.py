@@ -193,14 +193,32 @@ def test_the_judge_reads_fields_as_json_and_of_what_was_retrieved_the_texts(
     assert [prompt.split("\n\nClaim:")[0] for prompt in llm.prompts if "Claim:" in prompt] == [f"Source:\n{shown}"]
 
 
-def test_a_blank_text_has_no_claims_and_no_persona(session: DataDreamer) -> None:
+def test_a_blank_text_or_a_missing_source_is_not_asked_about(session: DataDreamer) -> None:
     llm = ByPart({"Claim:": "Yes", "": "- a claim"})
-    made = make(CheckGrounding, llm, {"answers": ["a", " ", "b"], "sources": ["s", "s", "s"]})
-    assert list(made.output["claims"]) == [["a claim"], None, ["a claim"]]
-    assert list(made.output["share"]) == [1.0, None, 1.0]
-    people = make(Personas, ByPart({"": "A cook"}), {"texts": ["", "soup"]}, expansions=1)
-    assert list(people.output["personas"]) == [None, "A cook", None, "A cook"]
-    assert people.usage.failed_rows == 2
+    inputs = {"answers": ["a", " ", "b", "c", None], "sources": ["s", "s", None, "", "s"], "questions": [None] * 5}
+    made = make(CheckGrounding, llm, inputs)
+    assert list(made.output["claims"]) == [["a claim"], None, None, None, None]
+    assert list(made.output["share"]) == [1.0, None, None, None, None]
+    assert len(llm.asked) == 2
+    cook = ByPart({"": "A cook"})
+    people = make(Personas, cook, {"texts": ["", "soup", None, "\n"]}, expansions=1)
+    assert list(people.output["personas"]) == [None, "A cook", None, None] * 2
+    assert people.usage.failed_rows == 6
+    assert len(cook.asked) == 2
+
+
+def test_a_blank_prompt_answer_or_row_is_not_sent(session: DataDreamer) -> None:
+    llm = ByPart({"Is this answer good": "Yes.", "": "{}"})
+    made = make(CritiqueAndRevise, llm, {"prompts": ["", "a", " "]})
+    assert list(made.output["answers"]) == [None, "{}", None]
+    assert len(llm.asked) == 2
+    made = make(CritiqueAndRevise, llm, {"prompts": ["a", "a", "\t"], "answers": ["b", " ", "b"]})
+    assert list(made.output["content"]) == [True, None, None]
+    assert len(llm.asked) == 3
+    rows = {"review": ["", "b", "c"], "stars": [None, None, 1]}
+    made = make(Transform, llm, rows, task="t", plan="p", max_follow_ups=0)
+    assert len(llm.asked) == 5
+    assert list(made.errors) == [1, 2]
 
 
 def test_without_any_claims_there_are_no_verdicts(session: DataDreamer) -> None:

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from engines import Echo
 
-from datadreamer_like.errors import ArgumentTypeError, BadRequest, DefinitionError
+from datadreamer_like.distillation import ScoreLabels
+from datadreamer_like.errors import ArgumentTypeError, BadRequest, DefinitionError, ModelError
 from datadreamer_like.graph import DataDreamer
 from datadreamer_like.models import LLM, LlamaCPP
 from datadreamer_like.models.llms.scoring import Scored, ScoreRequest
@@ -111,14 +112,17 @@ def test_a_real_model_tells_moods_apart_as_its_scores_do(tmp_path: Path, smollm_
     assert found[0][0] > found[1][0]
 
 
-@pytest.mark.parametrize("wrong", [float("nan"), float("-inf")])
-def test_a_row_fails_whose_labels_have_no_finite_log_probability(session: DataDreamer, wrong: float) -> None:
-    llm = FakeLLM(score=lambda prompt, label: wrong if "odd" in prompt else -1.0 - ("bad" in label))
+@pytest.mark.parametrize("wrong", [float("nan"), float("-inf"), float("inf")])
+def test_a_row_fails_whose_label_has_no_finite_log_probability(session: DataDreamer, wrong: float) -> None:
+    llm = FakeLLM(score=lambda prompt, label: wrong if "odd" in prompt and "bad" in label else -1.0 - ("bad" in label))
     texts = DataSource("Texts", {"text": ["odd", "fine"]}).output["text"]
     made = ScoreLabelsWithPrompt("Labels", {"texts": texts}, {"llm": llm, "labels": ["good", "bad"]})
     assert list(made.output["labels"]) == [None, "good"]
     assert list(made.output["probabilities"])[0] is None
-    assert "no label a finite log-probability" in made.errors[0]
+    assert made.errors[0] == f"The log-probability of 'bad' is {wrong}; expected a finite number."
+    with pytest.raises(ModelError, match="expected a finite number"):
+        ScoreLabels(llm, ["good", "bad"], "{text}").class_logits(["fine", "odd"])
+    assert np.isnan(llm.score(["odd"], ["good", "bad"])).all()
 
 
 def test_examples_can_be_messages_of_a_chat(session: DataDreamer) -> None:

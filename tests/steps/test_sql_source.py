@@ -18,6 +18,7 @@ from datadreamer_like.errors import (
     EmptyDataset,
     MissingExtra,
     MissingFile,
+    StepOutputTypeError,
 )
 from datadreamer_like.graph import DataDreamer
 from datadreamer_like.steps import SQLDataSource
@@ -107,6 +108,12 @@ def test_user_and_password_do_not_decide_and_are_not_pickled() -> None:
         ("SELEC", None, DataError, "syntax error"),
         ("SELECT * FROM nowhere", None, DataError, "no such table: nowhere"),
         ("SELECT id, score AS id FROM t", None, DataError, 'two columns "id"'),
+        (
+            "SELECT 1 AS a, 'x' AS b UNION SELECT 2, 3",
+            None,
+            StepOutputTypeError,
+            r'column "b" mixes int and str\. Give it one type in the query, such as texts: SELECT CAST\("b" AS TEXT\)',
+        ),
         ("CREATE TABLE more (a)", None, DataError, "returns no rows. Give a SELECT"),
         ("SELECT * FROM t WHERE id < 0", None, EmptyDataset, "its query finds none"),
         (" ", None, DefinitionError, "query is empty"),

@@ -340,20 +340,21 @@ class LLM(Model):
     def scores(
         self, prompts: Iterable[Prompt], continuations: Sequence[str], **options: Unpack[ScoreOptions]
     ) -> Iterator[Scored]:
-        """Like `score`, but yields `Scored`s: log-probabilities, token counts, errors."""
+        """Like `score`, but yields `Scored`s: log-probabilities, token counts, errors.
+
+        A row with a score that is not a finite number fails.
+        """
         check_score_options(options)
-        texts = checked_continuations(continuations)
+        calls = ScoreCalls(fingerprint(self), checked_continuations(continuations))
         self.check_scoring()
         run = Generation.from_options({"adaptive_batch_size": self.default_adaptive_batch_size, **options})
 
         def make_engine(recorder: Recorder[Prompt, ScoreRequest, Scored]) -> Engine[ScoreRequest, Scored]:
             if type(self).score_one is LLM.score_one:
-                return BatchEngine(self.score_batch, recorder, run)
-            return self.engine(self.score_one, recorder, run)
+                return BatchEngine(calls.batch(self.score_batch), recorder, run)
+            return self.engine(calls.one(self.score_one), recorder, run)
 
-        return run_calls(
-            ScoreCalls(fingerprint(self), texts), prompts, make_engine, self, run, what="prompts scored", total=None
-        )
+        return run_calls(calls, prompts, make_engine, self, run, what="prompts scored", total=None)
 
     def engine(self, ask: Any, recorder: Recorder[Any, Any, Any], run: Generation) -> Engine[Any, Any]:
         """Returns the engine of a run that sends single requests by `ask`."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
 from datadreamer_like.errors import ArgumentTypeError, BadRequest, DefinitionError, ModelError, did_you_mean
@@ -81,6 +81,34 @@ class ScoreCalls(Calls[Prompt, ScoreRequest, Scored]):
             hasher.update(prompt_bytes(prompt))
             keys.append(hasher.digest())
         return keys, [ScoreRequest(prompt, self._continuations) for prompt in prompts]
+
+    def one(self, ask: Callable[[ScoreRequest], Awaitable[Scored]]) -> Callable[[ScoreRequest], Awaitable[Scored]]:
+        """Returns an engine's `score_one` whose rows fail with a score that is not a number."""
+
+        async def asked(request: ScoreRequest) -> Scored:
+            return self._checked(await ask(request))
+
+        return asked
+
+    def batch(
+        self, ask: Callable[[Sequence[ScoreRequest]], Sequence[Scored]]
+    ) -> Callable[[Sequence[ScoreRequest]], Sequence[Scored]]:
+        """Returns an engine's `score_batch` whose rows fail with a score that is not a number."""
+        return lambda requests: [self._checked(scored) for scored in ask(requests)]
+
+    def _checked(self, scored: Scored) -> Scored:
+        if scored.error is not None:
+            return scored
+        if not len(scored.logprobs) == len(scored.tokens) == len(self._continuations):
+            raise DefinitionError(
+                f"The engine returned {len(scored.logprobs)} log-probabilities and {len(scored.tokens)} numbers of "
+                f"tokens for {len(self._continuations)} continuations; expected one of each."
+            )
+        for text, logprob in zip(self._continuations, scored.logprobs, strict=True):
+            if not math.isfinite(logprob):
+                error = ModelError(f"The log-probability of {text[:60]!r} is {logprob}; expected a finite number.")
+                return replace(scored, logprobs=(), tokens=(), error=error)
+        return scored
 
     def size(self, request: ScoreRequest) -> int:
         """Returns the number of characters of the prompt."""

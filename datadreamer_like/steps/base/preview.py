@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Protocol
 
 import pyarrow as pa
 
+from datadreamer_like.errors import DataDreamerError
 from datadreamer_like.graph.node import Node
 from datadreamer_like.graph.output import (
     Column,
@@ -21,6 +23,8 @@ from datadreamer_like.graph.rows import Batch, Rows
 
 from .columns import whole
 from .dataset_node import UnmadeDataset
+
+logger = logging.getLogger("datadreamer_like")
 
 
 class Previewable(Protocol):
@@ -84,6 +88,13 @@ def cut_inputs(step: Previewable, given: Mapping[str, Any]) -> dict[str, Any]:
         return rows if dataset is column else rows[column.column_names[0]]  # type: ignore[index]
 
     return {name: column if name in step.whole_inputs else first(column) for name, column in given.items()}
+
+
+def fail_unless_preview(step: Previewable, error: DataDreamerError, instead: str) -> None:
+    """Raises the error of a step that needs more rows; in a preview, warns of it and of what the step does instead."""
+    if step.preview_rows is None:
+        raise error
+    logger.warning("%s This is a preview: %s.", error, instead)
 
 
 def _first_of(dataset: OutputDatasetMixin, most: int) -> OutputDatasetMixin:

@@ -10,7 +10,7 @@ Count = Callable[[str], int]
 """Returns the number of tokens of a text."""
 
 _PARAGRAPH_END = re.compile(r"\n[ \t\r]*\n\s*")
-_FRONT_MATTER = re.compile(r"\A---\r?\n.*?\r?\n---\r?(?:\n|\Z)", re.DOTALL)
+FRONT_MATTER = re.compile(r"\A---\r?\n.*?\r?\n---\r?(?:\n|\Z)", re.DOTALL)
 _LINE_END = re.compile(r"\r\n?|\n")
 # The end of a sentence, of a Chinese or Japanese one, or of a line before a list item or a row of a table.
 _SENTENCE_END = re.compile(
@@ -94,7 +94,7 @@ def _sections(text: str) -> Iterator[tuple[int, int, tuple[str, ...]]]:
     """Yields start, end and headings of each section; one without text of its own is part of the next."""
     from markdown_it import MarkdownIt
 
-    front = _FRONT_MATTER.match(text)
+    front = FRONT_MATTER.match(text)
     lines = 0 if front is None else len(_LINE_END.findall(front.group()))
     tokens = MarkdownIt("commonmark").parse("\n" * lines + text[front.end() if front else 0 :])
     starts = [0, *(end.end() for end in _LINE_END.finditer(text))]

@@ -15,6 +15,7 @@ from datadreamer_like.evaluation.votes import ABSTAINED, Votes
 from datadreamer_like.graph.output import Column
 from datadreamer_like.report import Interval, Table, TableColumn
 
+from ..base.preview import fail_unless_preview
 from ..base.step import Step
 
 _COLUMNS = (
@@ -69,22 +70,19 @@ class GoldAudit(Step):
 
     @cached_property
     def _audited(self) -> Votes:
-        found = Votes.of(self._inputs, None, f'"{self.name}"')
-        if (found.codes[:, 1] == ABSTAINED).all():
-            raise EmptyDataset(f'"{self.name}": gold has no label in any row. Label a random sample of the rows first.')
-        return found
+        return Votes.of(self._inputs, None, f'"{self.name}"')
 
     def run(self) -> Column:
         """Measures the labels, and passes them on; a preview has too few gold rows to fail, and warns."""
         try:
             self._measure()
-        except (DataError, EmptyDataset) as error:
-            if self.preview_rows is None:
-                raise
-            self.logger.warning("%s This is a preview: the labels are passed on.", error)
+        except DataError as error:
+            fail_unless_preview(self, error, "the labels are passed on")
         return self._inputs["labels"]
 
     def _measure(self) -> None:
+        if (self._audited.codes[:, 1] == ABSTAINED).all():
+            raise EmptyDataset(f'"{self.name}": gold has no label in any row. Label a random sample of the rows first.')
         found, bar, confidence = self.accuracy, self.args["min_accuracy"], self.args["confidence"]
         rows = self._right(None)[1]
         given, gold = (

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError
+from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, EmptyDataset
 from datadreamer_like.evaluation.agreement import cohens_kappa, exact_interval
 from datadreamer_like.evaluation.columns import check_lengths
 from datadreamer_like.evaluation.label_model import Floats, fit_label_model
@@ -21,6 +21,7 @@ from datadreamer_like.models.llms.llm import LLM
 from datadreamer_like.report import Interval, Table, TableColumn
 
 from ..base.model_step import check_options
+from ..base.preview import fail_unless_preview
 from ..base.step import Step, SuperStep
 from ..prompting.answer_readers import read_winner_or_tie
 from ..prompting.judge_pairs import JudgeGenerationPairsWithPrompt, JudgePairsWithPrompt
@@ -31,6 +32,7 @@ JUDGES = (list, tuple, dict)
 VERDICTS = ("a", "b", "tie")
 _A, _B, _TIE = range(3)
 _OWN = ("verdicts", "probabilities", "soft_labels")
+_UNWEIGHED = "all judges count the same"
 _LABELS = {"a_label": "Response A:", "b_label": "Response B:"}
 _INSTRUCTION = (
     "Which response is better? Respond with 'Response A', 'Response B', or 'Tie' if they are equally good, and nothing "
@@ -142,7 +144,13 @@ class Judges(SuperStep):
     def run(self) -> dict[str, list[Any]]:
         """Asks the judges, learns their accuracies from the gold rows, and combines their verdicts."""
         check_lengths(self._inputs)
-        gold = label_codes(self._inputs["gold"], VERDICTS, f'"{self.name}": gold')
+        gold = self._gold
+        if set(gold) - {ABSTAINED} == {_TIE}:
+            self.logger.warning(
+                '"%s": all gold verdicts are ties, so nothing is known of how the judges find a better response, and '
+                "ties count as likelier than they say. Add gold rows with a winner.",
+                self.name,
+            )
         said: dict[str, list[Any]] = {}
         for name, llm in self._judges.items():
             orders = [self._asked(name, llm, swapped) for swapped in (False, True)]
@@ -150,10 +158,11 @@ class Judges(SuperStep):
             said |= dict(zip(self._columns(name), (verdicts, *orders), strict=True))
         votes = Votes.of({name: said[name] for name in self._judges}, VERDICTS, f'"{self.name}"')
         if votes.has_vote.any() and not _teaches(votes, gold):
-            raise DataError(
+            error = DataError(
                 f'"{self.name}": no judge has a verdict on any of the {int((gold != ABSTAINED).sum()):,} gold rows, so '
                 "nothing is known of the judges. Add gold verdicts of other rows; answers are not asked for again."
             )
+            fail_unless_preview(self, error, _UNWEIGHED)
         chances = _weighed(votes, gold, votes)
         codes = _likeliest(votes, chances)
         return {
@@ -196,7 +205,11 @@ class Judges(SuperStep):
 
     @cached_property
     def _gold(self) -> Codes:
-        return self._votes.gold_codes(self._inputs["gold"], f'"{self.name}": gold')
+        try:
+            return label_codes(self._inputs["gold"], VERDICTS, f'"{self.name}": gold')
+        except EmptyDataset as error:
+            fail_unless_preview(self, error, _UNWEIGHED)
+            return np.array([ABSTAINED for _ in self._inputs["gold"]])
 
     def summary(self) -> Table:
         """Returns how far each judge, and the panel, agrees with the gold verdicts and with itself."""
@@ -268,9 +281,12 @@ def _teaches(votes: Votes, gold: Codes) -> bool:
 
 
 def _weighed(votes: Votes, gold: Codes, asked: Votes) -> Floats:
-    """Probabilities of verdicts on the rows asked for, by the judges' votes on gold rows as they are and swapped."""
-    if not votes.has_vote.any():
-        return np.zeros((len(asked), len(VERDICTS)))
+    """Probabilities of verdicts on the rows asked for, by the judges' votes on gold rows as they are and swapped.
+
+    The share of the votes if there are none on gold rows, as in a preview of few rows.
+    """
+    if not _teaches(votes, gold):
+        return asked.shares
     swap = np.array([_B, _A, _TIE, ABSTAINED])
     both = Votes(votes.voters, votes.classes, np.concatenate([votes.codes, swap[votes.codes]]))
     names = [*VERDICTS, None]

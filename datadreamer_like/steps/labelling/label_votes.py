@@ -26,6 +26,7 @@ from datadreamer_like.graph.rows import BATCH_SIZE
 from datadreamer_like.report import Table
 
 from ..base.lazy_rows import LazyRowBatches
+from ..base.preview import fail_unless_preview
 from ..base.step import Step
 from .labelling_functions import checked_gold
 
@@ -92,14 +93,13 @@ class LabelVotes(Step):
     def class_probabilities(self, votes: Votes) -> Floats:
         """Returns the probability of each class [rows, classes]; that of rows without votes is not used."""
 
-    def run(self) -> LazyRowBatches:
+    def run(self) -> Any:
         """Makes the labels."""
         votes = self.given_votes
         if not votes.classes:
-            raise EmptyDataset(
-                f'"{self.name}": all voters abstain on all rows, so there are no labels. Add voters that vote on more '
-                "rows."
-            )
+            said = "all voters abstain on all rows, so there are no labels. Add voters that vote on more rows."
+            fail_unless_preview(self, EmptyDataset(f'"{self.name}": {said}'), "its rows have no labels")
+            return {name: [None] * len(votes) for name in self._output_specs}
         if self.args["labels"] is None:
             self._check_labels_are_shared(votes)
         chances = self.class_probabilities(votes)
@@ -141,7 +141,9 @@ class LabelVotes(Step):
         )
         help = 'Map its votes to the same labels, or give args={"labels": [...]} if all of them are meant.'
         if len(alone) == len(labels):
-            raise LabelError(f'"{self.name}": the voters have no label in common: {shown}. {help}')
+            error = LabelError(f'"{self.name}": the voters have no label in common: {shown}. {help}')
+            fail_unless_preview(self, error, "they may have in all rows")
+            return
         which = " and ".join(f'"{voter}"' for voter in alone)
         self.logger.warning('"%s": %s has no label in common with other voters: %s. %s', self.name, which, shown, help)
 
@@ -158,7 +160,8 @@ class LabelVotes(Step):
         `gold` has a label or None for each row. The last row is that of this step's labels.
         """
         votes = self.given_votes
-        result = self.name, self._codes(votes, self.class_probabilities(votes))
+        none = np.full(len(votes), ABSTAINED)
+        result = self.name, self._codes(votes, self.class_probabilities(votes)) if votes.classes else none
         return votes.summary(checked_gold(gold), title=self.name, learned=self.learned, result=result)
 
     @property
@@ -191,8 +194,7 @@ class MajorityVote(LabelVotes):
 
     def class_probabilities(self, votes: Votes) -> Floats:
         """Returns the share of votes for each class [rows, classes]."""
-        shares: Floats = votes.counts / np.maximum(votes.counts.sum(1, keepdims=True), 1)
-        return shares
+        return votes.shares
 
 
 class LabelModel(LabelVotes):
@@ -239,10 +241,19 @@ class LabelModel(LabelVotes):
             raise type(error)(f'"{self.name}": {error}') from error
 
     def class_probabilities(self, votes: Votes) -> Floats:
-        """Returns the probability of each class given the votes [rows, classes]."""
-        return self.fitted.probabilities(votes)
+        """Returns the probability of each class given the votes [rows, classes]; the share of votes in a preview."""
+        try:
+            return self.fitted.probabilities(votes)
+        except (DataError, DefinitionError) as error:
+            fail_unless_preview(self, error, "all voters count the same")
+            return votes.shares
 
     @property
-    def learned(self) -> dict[str, float]:
-        """The accuracy of each voter as learned from the votes, by its name."""
-        return self.fitted.accuracies
+    def learned(self) -> dict[str, float] | None:
+        """The accuracy of each voter as learned from the votes, by its name; None in a preview of too few votes."""
+        try:
+            return self.fitted.accuracies
+        except (DataError, DefinitionError):
+            if self.preview_rows is None:
+                raise
+            return None

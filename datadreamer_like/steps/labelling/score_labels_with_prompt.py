@@ -130,8 +130,5 @@ class ScoreLabelsWithPrompt(ModelStep):
         logits = np.array(scored.logprobs, dtype=np.float64)
         if self._args["normalise"] == "length":
             logits /= np.array(scored.tokens)
-        if not np.isfinite(logits.max()):
-            given = dict(zip(self.label_texts(), scored.logprobs, strict=True))
-            return _LabelChances(None, ModelError(f"the LLM gave no label a finite log-probability: {given}."))
         chances = np.exp(logits - logits.max())
         return _LabelChances(dict(zip(self.label_texts(), (chances / chances.sum()).tolist(), strict=True)))

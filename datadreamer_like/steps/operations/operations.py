@@ -199,8 +199,8 @@ class Operations(DatasetNode, Generic[StepT]):
     ) -> dict[str, StepT]:
         """Splits the rows at random, the same way in every run; within a split they keep their order.
 
-        A size is a share (a float up to 1.0) or a number (an int) of rows: 1 is one row, 1.0 all of them. The values of
-        `stratify_by_column` have the same shares in every split.
+        A size is a share (a float up to 1.0) or a number (an int) of rows: 1 is one row, 1.0 all of them. Of numbers, a
+        preview of fewer rows keeps the shares. The values of `stratify_by_column` have the same shares in every split.
 
         With `group_by`, rows of one group are in one split, and sizes are met as closely as whole groups allow. It is a
         column, or a step that the rows were made from: then all rows grown from one of its rows, as `trace` shows it,
@@ -224,9 +224,11 @@ class Operations(DatasetNode, Generic[StepT]):
             self._known(group_by if isinstance(group_by, str) else None)
             args["group_by"] = group_by
         made = {}
-        total = self.output.num_rows
-        if total is None and splitting.needs_total(sizes):
+        total, is_preview = self.output.num_rows, self.preview_rows is not None
+        if total is None and (is_preview or splitting.needs_total(sizes)):
             total = materialized(self.output.rows).num_rows
+        if is_preview:
+            args["sizes"] = sizes = splitting.sizes_in_preview(sizes, total or 0)
         for split in splitting.split_names(sizes, total):
             name = options.get("name")
             named: OperationOptions = {**options, "name": f"{name} ({split})"} if name else options

@@ -105,6 +105,18 @@ def needs_total(sizes: Mapping[str, float | None]) -> bool:
     return len(given) == 1 and not _is_share(given[0])
 
 
+def sizes_in_preview(sizes: Mapping[str, float | None], total: int) -> dict[str, float | None]:
+    """Returns sizes for the rows of a preview: numbers that exceed them become shares, or leave the other split one."""
+    split_names(sizes)  # refuses what is no size
+    numbers = {name: size for name, size in sizes.items() if size and not _is_share(size)}
+    given = sum(numbers.values())
+    if not numbers or given < total or (given == total and len(numbers) > 1):
+        return dict(sizes)
+    if len(numbers) == 1:
+        return dict(sizes) | dict.fromkeys(numbers, max(1, total - 1))
+    return dict(sizes) | {name: size / given for name, size in numbers.items()}
+
+
 def _is_share(size: float | None) -> bool:
     return isinstance(size, float | np.floating)
 

@@ -8,10 +8,11 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from datadreamer_like.errors import EmptyDataset, check_number, require_extra
+from datadreamer_like.errors import DataError, EmptyDataset, check_number, require_extra
 from datadreamer_like.evaluation.label_suspects import label_suspects
 from datadreamer_like.graph.rows import Table
 
+from ..base.preview import fail_unless_preview
 from .row_filter import Judged, RowFilter, column_of_same_step
 
 
@@ -24,7 +25,8 @@ class FindLabelErrors(RowFilter):
     `drop`, the columns `reason`, `error_probability` and `suggested_label`.
 
     `step.rejected` has the suspects with the same columns: for a person to look at, see `ReviewFile`. The method, and
-    what it cannot find, is described at `evaluation.label_suspects`. Rows without a label or text are no suspects.
+    what it cannot find, is described at `evaluation.label_suspects`. Rows without a label or text are no suspects; in a
+    preview of too few rows of a class, none is.
 
     Raises:
         MissingExtra: scikit-learn is not installed: `pip install "datadreamer-like[train]"`.
@@ -82,6 +84,14 @@ class FindLabelErrors(RowFilter):
             for row, (given, label) in enumerate(zip(columns["inputs"], columns["labels"], strict=True))
             if given is not None and label is not None
         ]
+        try:
+            return self._suspects(len(table), columns, known)
+        except DataError as error:
+            fail_unless_preview(self, error, "no label is a suspect")
+            kinds = {"reason": pa.string(), "error_probability": pa.float64(), "suggested_label": pa.string()}
+            return Judged(np.zeros(len(table), bool), {name: pa.nulls(len(table), kinds[name]) for name in kinds})
+
+    def _suspects(self, size: int, columns: dict[str, list[Any]], known: list[int]) -> Judged:
         if not known:
             raise EmptyDataset(f'"{self.name}": no row has both an input and a label, so there is nothing to check.')
         given = [columns["inputs"][row] for row in known]
@@ -96,9 +106,9 @@ class FindLabelErrors(RowFilter):
         )
         noise = f"{100 * found.noise_rate:.1f} %"
         self.register_data_card("Label noise", f"{noise} of the labels are estimated to be wrong")
-        reasons: list[str | None] = [None] * len(table)
-        chances: list[float | None] = [None] * len(table)
-        suggested: list[str | None] = [None] * len(table)
+        reasons: list[str | None] = [None] * size
+        chances: list[float | None] = [None] * size
+        suggested: list[str | None] = [None] * size
         for place, row in enumerate(known):
             chances[row], suggested[row] = float(found.error_probabilities[place]), found.suggested[place]
             if found.is_suspect[place]:

@@ -16,10 +16,10 @@ from ..base.columns import columns_together
 from ..base.lazy_rows import From, LazyRowBatches, Traced
 from ..base.step import Step
 from ..prompting.answer_readers import read_yes_or_no
-from .prompt_rounds import PromptRounds, Row, is_blank
+from .prompt_rounds import PromptRounds, Row
 
 _CLAIMS = """\
-{% if question %}
+{% if question and question | string | trim %}
 Question:
 {{ question }}
 
@@ -52,7 +52,8 @@ class CheckGrounding(PromptRounds):
     of texts), `supported` (a list of booleans, None for a claim without a verdict), `share` (of the claims with a
     verdict, those that are supported; None if there are none).
 
-    One prompt for each answer, and one for each of its claims. A row fails if its claims cannot be read, or if the
+    One prompt for each answer, and one for each of its claims; none for a row whose answer or source is missing or
+    blank: it has no claims. A row fails if its claims cannot be read, or if the
     judge says neither yes nor no on one of them, also when asked again.
 
     Reference: the share is the faithfulness of Es et al. 2023, "RAGAS: Automated Evaluation of Retrieval Augmented
@@ -67,8 +68,8 @@ class CheckGrounding(PromptRounds):
         >>> kept = checked.filter(lambda row: row["share"] == 1.0)  # doctest: +SKIP
     """
 
-    # 2: what was retrieved counts as its texts; 3: a blank answer has no claims
-    result_version: ClassVar[int] = 3
+    # 2: what was retrieved counts as its texts; 3: a blank answer has no claims; 4: nor has one without a source
+    result_version: ClassVar[int] = 4
 
     def setup(self) -> None:
         """Registers the step's names."""
@@ -88,7 +89,9 @@ class CheckGrounding(PromptRounds):
         answers, sources = self.inputs["answers"], self.inputs["sources"]
         questions = {} if self.inputs.get("questions") is None else {"question": self.inputs["questions"]}
         template = _CLAIMS if questions else _CLAIMS.partition("{% endif %}\n")[2]
-        listed = self.ask("Claims", template, read_claims, answer=answers, **questions)
+        listed = self.ask(
+            "Claims", template, read_claims, "llm", ["question"], answer=answers, source=sources, **questions
+        )
         claims = listed.output["generations"]
         each = EachClaim("Each claim", inputs={"claims": claims, "sources": sources}, force=self.force)
         judged = self.ask(
@@ -100,9 +103,7 @@ class CheckGrounding(PromptRounds):
 
         def row(row: Row) -> Row:
             found = row["claims"]
-            supported = None if found is None or row["sources"] is None else [next(verdicts) for _ in found]
-            if is_blank(row["answers"]):
-                row, supported = {**row, "claims": None}, None
+            supported = None if found is None else [next(verdicts) for _ in found]
             known = [verdict for verdict in supported or () if verdict is not None]
             return {**row, "supported": supported, "share": sum(known) / len(known) if known else None}
 
@@ -112,9 +113,9 @@ class CheckGrounding(PromptRounds):
 
 
 class EachClaim(Step):
-    """One row for each claim of an answer that has a source."""
+    """One row for each claim of an answer."""
 
-    result_version: ClassVar[int] = 3  # that of CheckGrounding
+    result_version: ClassVar[int] = 4  # that of CheckGrounding
 
     def setup(self) -> None:
         """Registers the step's names."""
@@ -138,7 +139,6 @@ class EachClaim(Step):
                     (claim, source["texts"] if is_retrieved(source) else source, row)
                     for claims, source, row in pairs
                     for claim in claims or ()
-                    if source is not None
                 ]
                 made: Batch = {name: [one[place] for one in found] for place, name in enumerate(self._output_specs)}
                 if found:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from datadreamer_like.graph.output import Column
+from datadreamer_like.graph.output import Batch, Column
 from datadreamer_like.models.calls.failures import Rejected
 from datadreamer_like.models.llms.generation import Answer
 from datadreamer_like.models.llms.llm import LLM
@@ -12,7 +13,8 @@ from datadreamer_like.models.llms.llm import LLM
 from ..base.lazy_rows import LazyRowBatches
 from ..prompting.answer_readers import read_yes_or_no
 from ..prompting.prompt import Prompt
-from .prompt_rounds import PromptRounds, Row, literal
+from ..prompting.prompt_step import RowPrompt
+from .prompt_rounds import PromptRounds, Row, is_blank, literal
 
 _CRITIQUE = """\
 {% if answer %}
@@ -51,7 +53,8 @@ class CritiqueAndRevise(PromptRounds):
     `content` (whether the last critique was content with the last answer it saw; None if there is none).
 
     Each round is a critique of every answer that its last critique did not accept, and a revision of those criticised.
-    The last revision is not judged again. A criticism that says neither yes nor no is asked for again.
+    The last revision is not judged again. A criticism that says neither yes nor no is asked for again. A missing or
+    blank prompt is not sent, nor is a blank answer to it judged.
 
     Reference: Madaan et al. 2023, "Self-Refine: Iterative Refinement with Self-Feedback", arXiv:2303.17651.
 
@@ -61,6 +64,7 @@ class CritiqueAndRevise(PromptRounds):
         ... )
     """
 
+    result_version: ClassVar[int] = 2  # 2: blank prompts and answers are not sent
     least: ClassVar[dict[str, int]] = {"rounds": 1}
 
     def setup(self) -> None:
@@ -83,7 +87,8 @@ class CritiqueAndRevise(PromptRounds):
         answer = self.inputs.get("answers")
         if answer is None:
             args = {"llm": self.args["llm"], **self.options()}
-            answer = Prompt("Answer", inputs={"prompts": prompt}, args=args, force=self.force).output["generations"]
+            first = FirstAnswer("Answer", inputs={"prompts": prompt}, args=args, force=self.force)
+            answer = first.output["generations"]
         criteria = self.args["criteria"]
         critique = _CRITIQUE.replace("<criteria>\n", f"{literal(criteria)}\n\n" if criteria else "")
         columns: dict[str, Column] = {"prompt": prompt, "answer 0": answer}
@@ -106,6 +111,14 @@ class CritiqueAndRevise(PromptRounds):
             "critiques": [each["text"] for each in said],
             "content": said[-1]["content"] if said else None,
         }
+
+
+class FirstAnswer(Prompt):
+    """The answer to each prompt that is not blank."""
+
+    def prompts(self, batch: Batch) -> Sequence[RowPrompt]:
+        """Returns the prompts."""
+        return [None if is_blank(prompt) else prompt for prompt in super().prompts(batch)]
 
 
 def read_critique(answer: Answer, row: Row) -> Any:

@@ -145,7 +145,6 @@ class Evolve(PromptRounds):
         for number in range(1, self._args["rounds"] + 1):
             given = {"names": self.names(), "draw_seed": self._args["draw_seed"], "round": number}
             drawn = DrawOperations(f"Operations {number}", inputs={"instructions": current}, args=given).output
-            current = drawn["instructions"]
             evolved = self.ask(
                 f"Evolution {number}", _EVOLVE, read_evolved,
                 instruction=current, in_depth=drawn["in_depth"], method=drawn["method"],
@@ -174,7 +173,7 @@ class Evolve(PromptRounds):
 
 
 class DrawOperations(Step):
-    """Draws an operation for each instruction, of which blank ones are missing."""
+    """Draws an operation for each instruction."""
 
     result_version: ClassVar[int] = 3  # that of Evolve
 
@@ -184,7 +183,6 @@ class DrawOperations(Step):
         self.register_arg("names", help="The operations to draw from.")
         self.register_arg("draw_seed", type=int, help="The seed.")
         self.register_arg("round", type=int, help="The round.")
-        self.register_output("instructions", help="The instructions; None for blank ones.")
         self.register_output("operations", help="The operation of each.")
         self.register_output("in_depth", help="Whether it makes the instruction harder.")
         self.register_output("method", help="It in words.")
@@ -199,8 +197,7 @@ class DrawOperations(Step):
                     raise DefinitionError(f'"{self.name}": {not_a_text("instructions")}')
                 drawn = [rng.choice(self.args["names"]) for _ in batch["instructions"]]
                 depth, methods = [name in IN_DEPTH for name in drawn], [OPERATIONS[name] for name in drawn]
-                texts = [None if is_blank(text) else text for text in batch["instructions"]]
-                made: Batch = {"instructions": texts, "operations": drawn, "in_depth": depth, "method": methods}
+                made: Batch = {"operations": drawn, "in_depth": depth, "method": methods}
                 yield Traced(made, From("instructions"))
 
         return LazyRowBatches(batches, self._inputs["instructions"].num_rows, save=True)
@@ -223,7 +220,7 @@ class Survivors(Step):
         """Judges each evolution."""
         found = zip(batch["instructions"], batch["answers"], batch["equal"], strict=True)
         why = [
-            "there is no instruction" if current is None else eliminated(*row)
+            "there is no instruction" if is_blank(current) else eliminated(*row)
             for current, row in zip(batch["current"], found, strict=True)
         ]
         pairs = zip(batch["current"], batch["instructions"], why, strict=True)

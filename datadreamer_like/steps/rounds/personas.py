@@ -12,7 +12,7 @@ from datadreamer_like.models.llms.generation import Answer
 
 from ..operations.combining import concat
 from ..prompting.prompt_step import PromptStep
-from .prompt_rounds import PromptRounds, Row, is_blank, literal
+from .prompt_rounds import PromptRounds, Row, literal
 
 _FROM_TEXT = """\
 Text:
@@ -110,8 +110,7 @@ class Labelled:
 
     def __call__(self, row: Row) -> Row:
         """Returns the output row."""
-        persona = None if is_blank(row["text"]) else row["generations"]
-        return {"texts": row["text"], "personas": persona, "expansions": self.number}
+        return {"texts": row["text"], "personas": row["generations"], "expansions": self.number}
 
 
 def read_persona(answer: Answer, row: Row) -> Any:

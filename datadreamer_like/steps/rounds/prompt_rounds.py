@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from datadreamer_like.errors import DataError, DefinitionError, ModelError
 from datadreamer_like.graph.identity import class_id
-from datadreamer_like.graph.output import Column
+from datadreamer_like.graph.output import Batch, Column
 from datadreamer_like.models.llms.llm import LLM, overrides_only_run
 
 from ..base.columns import columns_together, num_rows_of
@@ -18,7 +18,7 @@ from ..base.lazy_rows import From, LazyRowBatches, Traced
 from ..base.model_step import check_options
 from ..base.row_answers import FETCH_OPTIONS
 from ..base.step import SuperStep
-from ..prompting.prompt_step import PromptStep
+from ..prompting.prompt_step import PromptStep, RowPrompt
 from ..prompting.template_prompt import TemplatePrompt
 
 Row = dict[str, Any]
@@ -77,10 +77,21 @@ class PromptRounds(SuperStep):
         return {**given, "max_follow_ups": self._args["max_follow_ups"]}
 
     def ask(
-        self, name: str, template: Any, parse: Callable[..., Any] | None = None, llm: str = "llm", /, **columns: Column
+        self,
+        name: str,
+        template: Any,
+        parse: Callable[..., Any] | None = None,
+        llm: str = "llm",
+        optional: Sequence[str] = (),
+        /,
+        **columns: Column,
     ) -> TemplatePrompt:
-        """Makes a step that asks an LLM, the argument `llm`, for each row; its answers are its `generations`."""
+        """Makes a step that asks an LLM, the argument `llm`, for each row; its answers are its `generations`.
+
+        A row is not sent if a column is missing or blank there, unless `optional` names it, or if all columns are.
+        """
         args = {"llm": self._args[llm] or self._args["llm"], "template": template, "asked_by": class_id(type(self))}
+        args["needed"] = [column for column in columns if column not in optional]
         if parse is not None:
             args["parse"] = parse
         return Asked(name, inputs=dict(columns), args={**args, **self.options()}, force=self.force)
@@ -130,6 +141,16 @@ class Asked(TemplatePrompt):
         """Registers the step's names."""
         super().setup()
         self.register_arg("asked_by", type=str, help="The identity of the step that asks.")
+        self.register_arg("needed", type=list, help="The inputs without whose text a row is not sent.")
+
+    def prompts(self, batch: Batch) -> Sequence[RowPrompt]:
+        """Returns the filled templates, of rows that have all that is needed."""
+        made = list(super().prompts(batch))
+        for row, values in enumerate(zip(*batch.values(), strict=True)):
+            blank = {name for name, value in zip(batch, values, strict=True) if is_blank(value)}
+            if len(blank) == len(values) or not blank.isdisjoint(self.args["needed"]):
+                made[row] = None
+        return made
 
 
 def is_blank(text: Any) -> bool:

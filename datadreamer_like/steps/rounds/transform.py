@@ -58,7 +58,7 @@ class Transform(PromptRounds):
     to be), `examples` (a list of dictionaries with `input` and `output`, shown in each prompt), `plan` (your own, so
     that none is asked for), `num_planned` (3: rows that the planner sees), `max_follow_ups`, and the options of
     `llm.run`. Outputs: the inputs, `input`, `output` (None for a row that is left out), `skipped` (why it is left out,
-    else None).
+    else None). A row whose inputs are all missing or blank is not sent and has None in all three.
 
     An answer that is not such a JSON object, or repeats one of `examples`, is asked for again with the reason. The
     option `schema` holds for the rows alone, not for the plan; small local LLMs need one, such as an object whose
@@ -77,7 +77,7 @@ class Transform(PromptRounds):
         ... )
     """
 
-    result_version: ClassVar[int] = 2  # 2: a repeated example is no row
+    result_version: ClassVar[int] = 3  # 2: a repeated example is no row; 3: nor is a blank row sent
     least: ClassVar[dict[str, int]] = {"num_planned": 1}
 
     def setup(self) -> None:
@@ -132,7 +132,7 @@ class Transform(PromptRounds):
         # In one pass: a task or a plan may have such a mark in it.
         template = re.sub("<(task|examples|plan|row)>", lambda mark: texts[mark[1]], _EXECUTE)
         read = partial(read_example, shown=[str(example["input"]).strip() for example in self._args["examples"]])
-        made = self.ask("Rows", template, read, "llm", **self._inputs).output["generations"]
+        made = self.ask("Rows", template, read, "llm", list(self._inputs), **self._inputs).output["generations"]
         return self.rows(self.row, **self._inputs, **{_FOUND: made})
 
     def row(self, row: Row) -> Row:

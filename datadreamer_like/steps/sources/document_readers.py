@@ -11,8 +11,10 @@ from typing import Any
 
 from datadreamer_like.errors import DataError
 
+from ..chunking.spans import FRONT_MATTER
 from .encodings import binary, plain_suffix
 
+_TITLE = re.compile(r"""^title:[ \t]*(?P<quote>["']?)(?P<title>\S.*?)(?P=quote)[ \t]*\r?$""", re.MULTILINE)
 _NOT_CONTENT = ("script", "style", "noscript", "template", "svg", "nav", "iframe")
 
 
@@ -41,10 +43,14 @@ def read_text(text: str) -> list[Page]:
 
 
 def read_markdown(text: str) -> list[Page]:
-    """Reads Markdown, unchanged; its title is the first heading."""
+    """Reads Markdown, unchanged; its title is that of its front matter, or the first heading."""
     from markdown_it import MarkdownIt
 
-    tokens = MarkdownIt("commonmark").parse(text)
+    front = FRONT_MATTER.match(text)
+    named = _TITLE.search(front.group()) if front is not None else None
+    if named is not None:
+        return [Page(text, named["title"])]
+    tokens = MarkdownIt("commonmark").parse(text[front.end() if front is not None else 0 :])
     places = (index for index, token in enumerate(tokens) if token.type == "heading_open")
     place = next(places, None)
     return [Page(text, "" if place is None else tokens[place + 1].content)]

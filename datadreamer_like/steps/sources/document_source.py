@@ -57,7 +57,7 @@ class DocumentDataSource(TextFileSource):
         ['path', 'title', 'text', 'page']
     """
 
-    result_version: ClassVar[int] = 2  # 2: cells of HTML tables
+    result_version: ClassVar[int] = 3  # 2: cells of HTML tables; 3: front matter is no heading
     suffixes: ClassVar[tuple[str, ...]] = tuple(READERS)
     known_options: ClassVar[dict[str, Any]] = {"encoding": "utf-8", "pages": True}
 

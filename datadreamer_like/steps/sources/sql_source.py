@@ -15,12 +15,14 @@ from datadreamer_like.errors import (
     DefinitionError,
     MissingExtra,
     MissingFile,
+    StepOutputTypeError,
     did_you_mean,
     require_extra,
 )
 from datadreamer_like.graph.card import DataCardType
 from datadreamer_like.graph.fingerprint import ByContent
-from datadreamer_like.graph.rows import BATCH_SIZE, Batch
+from datadreamer_like.graph.results import Kept
+from datadreamer_like.graph.rows import BATCH_SIZE, Batch, Rows
 from datadreamer_like.models.llms.secrets import Secrets, secrets_in
 
 from ..base.lazy_rows import LazyRowBatches
@@ -135,6 +137,15 @@ class SQLDataSource(Source):
             if names.count(name) > 1:
                 raise DataError(f'"{self.name}": the query returns two columns "{name}". Rename one, with AS.')
         return names
+
+    def write_rows(self, rows: Rows, draft: Path) -> Kept:
+        """Saves the rows; values of several types in a column are an error that says how to make them one."""
+        try:
+            return super().write_rows(rows, draft)
+        except StepOutputTypeError as error:
+            name = next((name for name in rows.columns if f'column "{name}"' in str(error)), "name")
+            fix = f'Give it one type in the query, such as texts: SELECT CAST("{name}" AS TEXT) AS "{name}".'
+            raise StepOutputTypeError.of(str(error).removesuffix(error.fix).rstrip(), fix) from error
 
     def describe_empty(self) -> str:
         """Returns what is empty, for the error of a source without rows."""
