@@ -36,6 +36,8 @@ class RayEngine(Engine):
     and its batch done again, which fails once five have died at the same batch; answers of models are on disk as they
     come, so only those in flight are asked for again.
 
+    Ctrl-C ends a script in one to three seconds, as Ray ends its processes; answers that were received are kept.
+
     All workers must see the session's folder on one file system that supports locks. Keys of providers are never sent:
     workers take them from their own environment.
 

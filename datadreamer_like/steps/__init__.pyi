@@ -36,6 +36,7 @@ from .prompting.judge_rows import FilterWithPrompt as FilterWithPrompt
 from .prompting.judge_rows import RankWithPrompt as RankWithPrompt
 from .prompting.process_with_prompt import ProcessWithPrompt as ProcessWithPrompt
 from .prompting.prompt import Prompt as Prompt
+from .prompting.prompt_step import PromptStep as PromptStep
 from .prompting.rag_prompt import RAGPrompt as RAGPrompt
 from .prompting.template_prompt import TemplatePrompt as TemplatePrompt
 from .quality.balance import Balance as Balance

@@ -42,12 +42,13 @@ from datadreamer_like.models.model import Model
 from datadreamer_like.models.trained.trained_model import TrainedModel
 from datadreamer_like.stages import Stage
 from datadreamer_like.stages.compression import Compression
-from datadreamer_like.steps import DataSource, Step, SuperStep
+from datadreamer_like.steps import DataSource, PromptStep, Step, SuperStep
 from datadreamer_like.trainers import Trainer
 
 RECIPES = [kind for kind in classes_of("recipes") if not is_dataclass(kind)]  # those are what recipes take or give
 BASES = {
-    Step, SuperStep, LLM, Embedder, Retriever, IndexedRetriever, Reranker, TaskModel, Stage, Compression, Trainer,
+    Step, SuperStep, PromptStep, LLM, Embedder, Retriever, IndexedRetriever, Reranker, TaskModel, Stage, Compression,
+    Trainer,
 }  # fmt: skip
 
 

@@ -15,10 +15,10 @@ from subjects import classes_of, example_of
 from datadreamer_like import DataDreamer
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, SessionError
 from datadreamer_like.graph.session import current_session
-from datadreamer_like.steps import HFHubDataSource, Step, SuperStep
+from datadreamer_like.steps import HFHubDataSource, PromptStep, Step, SuperStep
 from datadreamer_like.steps.base.registration import registered
 
-ALL = [kind for kind in classes_of("steps", below=Step) if kind not in (Step, SuperStep)]
+ALL = [kind for kind in classes_of("steps", below=Step) if kind not in (Step, SuperStep, PromptStep)]
 # A source says in its constructor what it reads; what stands in a table below is all that it needs.
 SOURCES = [kind for kind in ALL if "inputs" not in inspect.signature(kind.__init__).parameters]
 STEPS = [kind for kind in ALL if kind not in SOURCES]

@@ -80,6 +80,15 @@ class SamplingParams:
             raise ValueError("n must be 1 when using greedy sampling")
 
 
+@dataclass
+class EngineArgs:
+    model: str = ""
+    dtype: str = "auto"
+    max_model_len: int | None = None
+    swap_space: float = 4
+    rope_scaling: Any = None
+
+
 def make_vllm(given: list[Any]) -> list[ModuleType]:
     class LLM:
         def __init__(self, model: str, **options: Any) -> None:
@@ -126,7 +135,7 @@ def make_vllm(given: list[Any]) -> list[ModuleType]:
     parameters = module("vllm.sampling_params", StructuredOutputsParams=lambda json: {"json": json})
     request = module("vllm.lora.request", LoRARequest=lambda name, number, path: (name, number, path))
     return [
-        module("vllm", LLM=LLM, SamplingParams=SamplingParams),
+        module("vllm", LLM=LLM, EngineArgs=EngineArgs, SamplingParams=SamplingParams),
         parameters,
         module("vllm.lora", request=request),
         request,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import re
@@ -517,6 +518,32 @@ def test_sizes_that_a_format_cannot_hold_are_named(lm, tmp_path):
         other.export("gguf", to=tmp_path / "export")
     scaled = tiny_models.llama(lm.tokenizer, rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4})
     assert "scaled (linear)" in TrainedModel.save(scaled, lm.tokenizer, tmp_path / "rope").why_not_export("gguf")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("max_position_embeddings", 10**30, "max_position_embeddings is 1000000000000000000000000000000; it must be"),
+        ("max_position_embeddings", 1e30, "max_position_embeddings must be a whole number, not 1e"),
+        ("max_position_embeddings", None, "max_position_embeddings must be a whole number, not None"),
+        ("max_position_embeddings", 0, "max_position_embeddings is 0"),
+        ("max_position_embeddings", -1, "max_position_embeddings is -1"),
+        ("max_position_embeddings", 2**32 + 5, "at most 2147483647"),
+        ("rms_norm_eps", float("nan"), "rms_norm_eps is nan"),
+        ("rms_norm_eps", "1e-6", "rms_norm_eps must be a number"),
+        ("rope_parameters", {"rope_type": "default", "rope_theta": 1e39}, r"rope_theta is 1e\+39"),
+        ("rope_parameters", {"rope_type": "default", "rope_theta": None}, "rope_theta must be a number"),
+    ],
+)
+def test_a_number_that_a_gguf_header_cannot_hold_is_refused_before_the_work(lm, name, value, message, tmp_path):
+    model = copy.deepcopy(lm.model)
+    vars(model.config)[name] = value  # past the config's own checks, which releases of transformers differ in
+    edited = TrainedModel(lm.path)
+    edited.model, edited.tokenizer, edited.config = model, lm.tokenizer, model.config
+    assert re.search(message, edited.why_not_export("gguf") or "")
+    with pytest.raises(MethodMisfit, match=message):
+        edited.export("gguf", to=tmp_path / "export")
+    assert not (tmp_path / "export").exists()
 
 
 def test_a_gguf_file_of_a_model_with_windows_is_read_up_to_the_length_of_one(lm, tmp_path):

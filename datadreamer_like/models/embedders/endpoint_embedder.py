@@ -15,11 +15,13 @@ from datadreamer_like.errors import BadRequest, DefinitionError, MalformedAnswer
 from ..calls.budget import Ask, check_budget
 from ..calls.grouped_engine import GroupAnswer, GroupedEngine
 from ..calls.pipeline import Engine, Recorder
+from ..known_options import option_names
+from ..llms.client_checks import check_client_options
 from ..llms.endpoint import shown_address
 from ..llms.generation import Generation
 from ..llms.openai_compatible import OpenAICompatible
 from ..llms.prices import token_count
-from ..task_models.task_model import Computed, TextRun
+from ..task_models.task_model import Computed, TextOptions, TextRun
 from .embedder import Embedder, Vector
 
 _NO_LIMIT = 2**31 - 1
@@ -95,6 +97,9 @@ class EndpointEmbedder(Embedder):
         self.dimensions = dimensions
         if kwargs.pop("batch", False):
             raise DefinitionError(f"{type(self).__name__} sends no batches of a day. Leave out batch.")
+        own = option_names(self.api_class)
+        passed_on = {name: value for name, value in kwargs.items() if name not in own}
+        check_client_options(type(self), self.api_class.sdk, passed_on, TextOptions)
         self.api = self.api_class(
             model_name,
             api_key=api_key,

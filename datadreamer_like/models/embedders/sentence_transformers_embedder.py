@@ -12,7 +12,7 @@ import numpy as np
 
 from datadreamer_like.errors import require_extra
 
-from ..trained.sentence_transformers_model import SentenceTransformersModel
+from ..trained.sentence_transformers_model import SentenceTransformersModel, refuse_unknown_kwargs
 from .embedder import Embedder, Vector
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ class SentenceTransformersEmbedder(Embedder, SentenceTransformersModel):
     Raises:
         MissingExtra: torch or sentence-transformers is not installed.
         UnknownModel: The path does not exist.
+        DefinitionError: `SentenceTransformer` takes no argument of a name in `kwargs`.
 
     Example:
         >>> embedder = SentenceTransformersEmbedder("sentence-transformers/all-MiniLM-L6-v2")  # doctest: +SKIP
@@ -49,6 +50,7 @@ class SentenceTransformersEmbedder(Embedder, SentenceTransformersModel):
     ) -> None:
         require_extra("embed", "torch", "sentence_transformers", what="SentenceTransformersEmbedder")
         super().__init__("", cache_folder_path)
+        refuse_unknown_kwargs(type(self), "SentenceTransformer", model_name, trust_remote_code, kwargs)
         self.set_source(model_name, trust_remote_code, device, dtype, kwargs)
 
     @cached_property

@@ -15,7 +15,14 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from datadreamer_like.errors import DefinitionError, MethodMisfit, StorageError, with_article
+from datadreamer_like.errors import (
+    ArgumentTypeError,
+    DefinitionError,
+    MethodMisfit,
+    StorageError,
+    check_number,
+    with_article,
+)
 
 from ..llms.gguf import read_gguf_header
 from ..llms.llamacpp_server import LlamaServer
@@ -30,6 +37,13 @@ _WRITTEN = ("F16", "Q8_0", "Q4_0")
 _QUANTIZER = "llama-quantize"
 _BLOCK = 32
 _ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
+# Numbers of a config that the header holds, in 32 bits; llama.cpp counts with a sign.
+_MAY_BE_NONE = ("head_dim", "sliding_window")
+_COUNTS = (
+    "num_hidden_layers", "max_position_embeddings", "hidden_size", "intermediate_size", "num_attention_heads",
+    "num_key_value_heads", "vocab_size", *_MAY_BE_NONE,
+)  # fmt: skip
+_LARGEST = 2**31 - 1
 _TOLERANCES = {"F16": 0.02, "Q8_0": 0.3}
 # Matrices whose rounding shows directly in the logits keep 8 bits, as in llama.cpp's own mixtures.
 _KEPT = ("token_embd.weight", "output.weight")
@@ -78,6 +92,8 @@ class GGUF(ExportFormat):
             return f'its rotary embedding is scaled ({rope["rope_type"]}). Choose "compressed-tensors".'
         if getattr(config, "use_sliding_window", False):
             return 'it has sliding windows, which are not written. Choose "compressed-tensors".'
+        if reason := _unwritable_number(config):
+            return reason
         if splitting_of(tokenizer) is None:
             return "its tokenizer is not a byte-level BPE with a splitting that llama.cpp has a name for."
         if len(tokenizer) > config.vocab_size:
@@ -128,6 +144,22 @@ class GGUF(ExportFormat):
         return torch.tensor(rows)
 
 
+def _unwritable_number(config: Any) -> str | None:
+    """Returns which number of a config the header cannot hold; None if it holds them all."""
+    try:
+        for name in _COUNTS:
+            check_number(getattr(config, name, None), name, 1, _LARGEST, whole=True, optional=name in _MAY_BE_NONE)
+        for name, value in (("rms_norm_eps", config.rms_norm_eps), ("rope_theta", _rope_base(config))):
+            check_number(value, name, 0, torch.finfo(torch.float32).max, over=True)
+    except (ArgumentTypeError, DefinitionError) as error:
+        return f"of its config, {error} Correct it: a GGUF file has 32 bits for each number."
+    return None
+
+
+def _rope_base(config: Any) -> Any:
+    return (config.rope_parameters or {}).get("rope_theta", 10_000.0)
+
+
 def _matrices(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     return ((name, value) for name, value in model.state_dict().items() if value.dim() == 2)
 
@@ -156,7 +188,7 @@ def _write(model: Any, tokenizer: Any, path: Path, kind: str) -> None:
     writer.add_value_length(head_size)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_dimension_count(head_size)
-    writer.add_rope_freq_base(float((config.rope_parameters or {}).get("rope_theta", 10_000.0)))
+    writer.add_rope_freq_base(float(_rope_base(config)))
     writer.add_vocab_size(config.vocab_size)
     add_tokenizer(writer, tokenizer, config.vocab_size)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[architecture.upper()], config.num_hidden_layers)

@@ -136,7 +136,7 @@ class APIModel(LLM):
         self.tool_choices = self.quirks.tool_choices
         self.max_context_length = max_context_length
         self.timeout, self.kwargs = checked_seconds(timeout), kwargs
-        check_client_options(type(self).__name__, self.sdk, kwargs)
+        check_client_options(type(self), self.sdk, kwargs)
         self.requests_per_minute = checked_cap("requests_per_minute", requests_per_minute)
         self.tokens_per_minute = checked_cap("tokens_per_minute", tokens_per_minute)
         self.prices = given_prices(prices)

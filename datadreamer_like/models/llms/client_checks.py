@@ -16,8 +16,10 @@ from datadreamer_like.errors import (
     AuthenticationFailed,
     BadRequest,
     DefinitionError,
-    did_you_mean,
 )
+
+from ..known_options import options_of_run, refuse_unknown
+from .generation import GenerationOptions
 
 # Options of every SDK's client.
 _CLIENT_OPTIONS = {
@@ -29,19 +31,17 @@ _CLIENT_OPTIONS = {
 _USUAL_NEW_TOKENS = 512
 
 
-def check_client_options(name_of_class: str, sdk: str, options: Mapping[str, Any]) -> None:
-    """Refuses options that the clients of an SDK do not have, and headers that cannot be sent."""
+def check_client_options(kind: type, sdk: str, options: Mapping[str, Any], of_run: type = GenerationOptions) -> None:
+    """Refuses options that the clients of an SDK do not have, and headers that cannot be sent.
+
+    `of_run` is the typed dictionary of the options that `run` of the class `kind` has.
+    """
     unknown = sorted(options.keys() - _CLIENT_OPTIONS)
     if unknown:  # only then is the SDK imported here
         module = import_module(sdk.lower())
         clients = [getattr(module, name, None) for name in (sdk, f"Azure{sdk}")]
         known = {name for client in clients if client is not None for name in signature(client).parameters}
-        for name in unknown:
-            if name not in known:
-                raise DefinitionError(
-                    f'{name_of_class} has no option "{name}", nor has the client of {sdk}\'s SDK.'
-                    f"{did_you_mean(name, known)}"
-                )
+        refuse_unknown(kind, unknown, known, f"the client of {sdk}'s SDK", options_of_run(of_run))
     for name, value in (options.get("default_headers") or {}).items():
         if isinstance(value, str) and not fits_header(value):
             raise DefinitionError(

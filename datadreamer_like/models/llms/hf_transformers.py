@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from datadreamer_like.errors import BadRequest, DefinitionError, MethodMisfit, PromptTooLong, require_extra
 
+from ..known_options import options_of_run, refuse_unknown_loading
 from ..model import check_spelling, checked_device, free_memory, placed
 from ..trained.hf_source import HOW_FETCHED, adapter_source, hf_source, loading, with_adapter
 from ..trained.model_facts import is_bidirectional, model_max_length
@@ -23,6 +24,11 @@ from .tool_messages import openai_messages, openai_tools
 
 if TYPE_CHECKING:
     import torch
+
+OTHER_NAMES = {
+    "chat_template": "Give chat_prompt_template instead.",
+    **options_of_run(GenerationOptions),
+}
 
 
 class HFTransformers(LLM):
@@ -47,10 +53,11 @@ class HFTransformers(LLM):
             `peft_config` or its `model_path`.
         response_template: How calls of tools are read from the model's texts, if its tokenizer does not have it: see
             "response parsing" in transformers' documentation.
-        **kwargs: Further arguments of `from_pretrained`.
+        **kwargs: Further arguments of `from_pretrained`, among them values for the model's config.
 
     Raises:
         MissingExtra: torch, transformers or, for an adapter, peft is not installed.
+        DefinitionError: `from_pretrained` takes no argument of a name in `kwargs` for this model.
         UnknownModel: The path does not exist.
         MethodMisfit: The model is an encoder; raised when it is first used.
 
@@ -83,10 +90,6 @@ class HFTransformers(LLM):
         **kwargs: Any,
     ) -> None:
         super().__init__(cache_folder_path)
-        if "chat_template" in kwargs:
-            raise DefinitionError(
-                f'{type(self).__name__} has no option "chat_template". Give chat_prompt_template instead.'
-            )
         require_extra("train", "torch", "transformers", what=type(self).__name__)
         if adapter_name is not None:
             require_extra("train", "peft", what="An adapter")
@@ -108,6 +111,15 @@ class HFTransformers(LLM):
         self.adapter_kwargs = dict(adapter_kwargs or {})
         self.response_template = checked_response_template(response_template)
         self.kwargs = kwargs
+        self.check_kwargs()
+
+    def check_kwargs(self) -> None:
+        """Refuses `kwargs` that nothing takes; a subclass that passes them to another library asks that one.
+
+        Raises:
+            DefinitionError: A name is unknown.
+        """
+        refuse_unknown_loading(type(self), self.kwargs.keys(), self._source, self._loading_options, instead=OTHER_NAMES)
 
     # Loaded lazily.
 

@@ -12,12 +12,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from datadreamer_like.errors import DefinitionError, PromptTooLong, did_you_mean, require_extra
+from datadreamer_like.errors import DefinitionError, PromptTooLong, require_extra
 from datadreamer_like.storage.digests import file_digest
 
+from ..known_options import options_of_run, refuse_unknown
 from .answer_text import AnswerText, answer_of, answer_text
 from .chat_template import AUTO, Auto, checked, given_text, is_text_template, plain_prompt
-from .generation import Answer, Prompt, Request, Sampling, TokenLogprob
+from .generation import Answer, GenerationOptions, Prompt, Request, Sampling, TokenLogprob
 from .gguf import find_gguf, read_gguf_header
 from .llamacpp_score import score
 from .llamacpp_server import Completion, LlamaServer
@@ -102,12 +103,9 @@ class LlamaCPP(LLM):
             import xllamacpp
 
             known = [name for name in dir(xllamacpp.CommonParams) if not name.startswith("_")]
-            for name in sorted(kwargs.keys() & _OWN_NAMES.keys()):
-                raise DefinitionError(f'LlamaCPP has no option "{name}". Give {_OWN_NAMES[name]} instead.')
-            for name in sorted(kwargs.keys() - set(known)):
-                raise DefinitionError(
-                    f'LlamaCPP has no option "{name}", nor has xllamacpp.CommonParams.{did_you_mean(name, known)}'
-                )
+            renamed = {old: f"Give {own} instead." for old, own in _OWN_NAMES.items()}
+            instead = options_of_run(GenerationOptions) | renamed
+            refuse_unknown(type(self), kwargs, known, "xllamacpp.CommonParams", instead)
         self._parameters = kwargs
         self.model_name = str(model_name)
         self.chat_prompt_template = checked("chat_prompt_template", chat_prompt_template)

@@ -9,13 +9,22 @@ from typing import TYPE_CHECKING, Any
 
 from datadreamer_like.errors import MissingExtra
 
+from ..known_options import refuse_unknown_loading
 from ..model import placed
 from ..trained.hf_source import loading
 from .chat_template import AUTO, Auto
-from .hf_transformers import HFTransformers
+from .hf_transformers import OTHER_NAMES, HFTransformers
 
 if TYPE_CHECKING:
     import torch
+
+# Fields of the configs of petals 2.2, its last release.
+_SWARM_OPTIONS = frozenset({
+    "active_adapter", "allowed_servers", "ban_timeout", "blocked_servers", "connect_timeout", "daemon_startup_timeout",
+    "dht_prefix", "initial_peers", "max_backoff", "max_pinged", "max_retries", "min_backoff", "ping_n_servers",
+    "ping_timeout", "pre_seq_len", "request_timeout", "show_route", "tuning_mode", "update_period",
+    "use_server_to_server",
+})  # fmt: skip
 
 
 class Petals(HFTransformers):
@@ -66,6 +75,15 @@ class Petals(HFTransformers):
         )
         # The swarm's servers load the adapter, so that it is a name for them.
         self.active_adapter = adapter_name
+
+    def check_kwargs(self) -> None:
+        """Refuses `kwargs` that neither petals nor `from_pretrained` takes.
+
+        Raises:
+            DefinitionError: A name is unknown.
+        """
+        names = self.kwargs.keys()
+        refuse_unknown_loading(type(self), names, self._source, self._loading_options, _SWARM_OPTIONS, OTHER_NAMES)
 
     @cached_property
     def model(self) -> Any:

@@ -5,20 +5,28 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from functools import cached_property
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datadreamer_like.errors import DefinitionError, Unavailable, require_extra
 
+from ..known_options import refuse_unknown
 from ..model import free_memory
 from .answer_text import AnswerText, answer_of
 from .chat_template import AUTO, Auto
 from .generation import Answer, Request, Sampling, TokenLogprob
 from .hf_calls import CallReader, check_parses_calls
-from .hf_transformers import HFTransformers
+from .hf_transformers import OTHER_NAMES, HFTransformers
 
 if TYPE_CHECKING:
     import torch
+
+# Arguments of vllm.LLM that scripts give most, so that vllm need not be imported to know them.
+_ENGINE_OPTIONS = frozenset({
+    "dtype", "enable_prefix_caching", "enforce_eager", "gpu_memory_utilization", "kv_cache_dtype", "load_format",
+    "max_model_len", "max_num_batched_tokens", "max_num_seqs", "seed", "tensor_parallel_size", "tokenizer",
+})  # fmt: skip
 
 
 class VLLM(HFTransformers):
@@ -85,6 +93,18 @@ class VLLM(HFTransformers):
         )
         self.tensor_parallel_size = len(device) if isinstance(device, list) else 1
         self.quantization = quantization
+
+    def check_kwargs(self) -> None:
+        """Refuses `kwargs` that `vllm.LLM` does not take.
+
+        Raises:
+            DefinitionError: A name is unknown.
+        """
+        if unusual := self.kwargs.keys() - _ENGINE_OPTIONS:  # only then is vllm imported here
+            import vllm
+
+            known = {*signature(vllm.LLM).parameters, *signature(vllm.EngineArgs).parameters} - {"model", "kwargs"}
+            refuse_unknown(type(self), unusual, known, "vllm.LLM", OTHER_NAMES)
 
     @cached_property
     def model(self) -> Any:

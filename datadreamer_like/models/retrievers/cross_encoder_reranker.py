@@ -15,7 +15,7 @@ from datadreamer_like.errors import MethodMisfit, ModelError, require_extra
 
 from ..model import check_spelling
 from ..task_models.task_model import TaskModel, TextRun
-from ..trained.sentence_transformers_model import SentenceTransformersModel
+from ..trained.sentence_transformers_model import SentenceTransformersModel, refuse_unknown_kwargs
 from .reranker import Reranker
 from .retriever import Retriever
 
@@ -41,6 +41,7 @@ class CrossEncoderReranker(Reranker):
     Raises:
         MissingExtra: torch or sentence-transformers is not installed.
         UnknownModel: The path does not exist.
+        DefinitionError: `CrossEncoder` takes no argument of a name in `kwargs`.
         MethodMisfit: The model gives several scores per pair; raised when it is loaded.
 
     References:
@@ -63,6 +64,7 @@ class CrossEncoderReranker(Reranker):
     ) -> None:
         super().__init__(retriever, depth)
         require_extra("embed", "torch", "sentence_transformers", what=type(self).__name__)
+        refuse_unknown_kwargs(type(self), "CrossEncoder", model_name, trust_remote_code, kwargs)
         self.scorer = PairScorer(model_name, trust_remote_code, device, dtype, kwargs)
         self.scorer.cache_folder_path = self.cache_folder_path
         self._source = self.scorer._source

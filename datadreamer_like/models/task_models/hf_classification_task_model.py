@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from datadreamer_like.errors import DefinitionError, require_extra
 
+from ..known_options import options_of_run, refuse_unknown_loading
 from ..model import check_spelling, placed
 from ..trained.hf_source import HOW_FETCHED, adapter_source, hf_source, loading, with_adapter
 from ..trained.model_facts import model_max_length
 from ..trained.trained_model import TrainedModel
-from .task_model import TaskModel
+from .task_model import TaskModel, TextOptions
 
 if TYPE_CHECKING:
     import torch
@@ -37,10 +38,11 @@ class HFClassificationTaskModel(TaskModel[dict[str, float]]):
         dtype: Data type of the weights, such as "bfloat16"; None for that of the files.
         adapter_name: PEFT adapter for the model, loaded with `adapter_kwargs`: a folder, a Hub id, or a trainer with
             one.
-        **kwargs: Further arguments of `from_pretrained`.
+        **kwargs: Further arguments of `from_pretrained`, among them values for the model's config.
 
     Raises:
         MissingExtra: torch, transformers or, for an adapter, peft is not installed.
+        DefinitionError: `from_pretrained` takes no argument of a name in `kwargs` for this model.
         UnknownModel: The path does not exist.
         MethodMisfit: The model is not a classifier; raised when it is first used.
 
@@ -81,6 +83,13 @@ class HFClassificationTaskModel(TaskModel[dict[str, float]]):
         self.dtype = dtype
         self.adapter_kwargs = dict(adapter_kwargs or {})
         self.kwargs = kwargs
+        instead = options_of_run(TextOptions)
+        refuse_unknown_loading(type(self), kwargs.keys(), self._source, self._fetching, instead=instead)
+
+    @property
+    def _fetching(self) -> dict[str, Any]:
+        fetched = {name: value for name, value in self.kwargs.items() if name in HOW_FETCHED}
+        return {"trust_remote_code": self.trust_remote_code, **fetched, **self._source.options}
 
     @cached_property
     def trained(self) -> TrainedModel:
@@ -94,8 +103,7 @@ class HFClassificationTaskModel(TaskModel[dict[str, float]]):
         from datadreamer_like import formats
 
         trained = TrainedModel(self._source.name, dtype=self.dtype)
-        fetched = {name: value for name, value in self.kwargs.items() if name in HOW_FETCHED}
-        options = {"trust_remote_code": self.trust_remote_code, **fetched, **self._source.options}
+        options = self._fetching
         with loading(self._source):
             trained.config = AutoConfig.from_pretrained(self._source.name, **options)
         _ = trained.labels  # raises if it is not a classifier

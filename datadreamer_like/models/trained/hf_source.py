@@ -17,6 +17,7 @@ from datadreamer_like.errors import (
     ArgumentTypeError,
     DataDreamerError,
     DataError,
+    DefinitionError,
     HubError,
     MissingExtra,
     StorageError,
@@ -38,6 +39,7 @@ ADAPTER_FOLDER = "adapter"
 
 _README_SECONDS = 5
 _MODEL_FILES = ("config.json", "modules.json", "adapter_config.json")
+_UNKNOWN_ARGUMENT = re.compile(r"got an unexpected keyword argument '(\w+)'")
 _BIBTEX = re.compile(r"^\s*(@\w+\s*\{.*?^\s*\})", re.MULTILINE | re.DOTALL)
 
 
@@ -190,6 +192,7 @@ def loading(source: HFSource, *, weights: bool = False) -> Iterator[None]:
         HubError: The model is not here, and the Hub is unavailable.
         DataError: `config.json` has a wrong value, or the files do not fit each other.
         MissingExtra: A package that loads weights of this form is not installed.
+        DefinitionError: `from_pretrained` has no argument of a name that it was given.
     """
     if weights and source.folder is not None:
         check_saved_files(source.folder)
@@ -219,6 +222,10 @@ def loading(source: HFSource, *, weights: bool = False) -> Iterator[None]:
         fault = None if source.folder is None or source.gguf_file is not None else config_fault(source.folder)
         if fault is not None:
             raise DataError(fault) from error
+        if isinstance(error, TypeError) and (unknown := _UNKNOWN_ARGUMENT.search(str(error))):
+            raise DefinitionError(
+                f'transformers\' from_pretrained has no option "{unknown[1]}" for {source.name}. Leave it out.'
+            ) from error
         if isinstance(error, ValueError | KeyError) or "mismatch" in str(error):
             raise DataError(f"transformers cannot load {source.name}: {error}") from error
         raise

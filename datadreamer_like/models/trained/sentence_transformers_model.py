@@ -3,10 +3,39 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from inspect import signature
 from typing import Any
 
+from ..known_options import options_of_run, refuse_unknown, refuse_unknown_loading
 from ..model import Model, free_memory
+from ..task_models.task_model import TextOptions
 from .hf_source import HOW_FETCHED, hf_source, loading
+
+# Arguments of both classes of sentence-transformers, so that the usual ones are known before it is imported.
+_SHARED = frozenset({
+    "backend", "config_kwargs", "local_files_only", "model_kwargs", "processor_kwargs", "prompts", "revision", "token",
+    "tokenizer_kwargs",
+})  # fmt: skip
+_OWN = frozenset({"self", "model_name_or_path", "modules", "device", "trust_remote_code"})
+_INSTEAD = {"use_auth_token": "Give token instead.", **options_of_run(TextOptions)}
+
+
+def refuse_unknown_kwargs(kind: type, loaded_by: str, model: Any, trust: bool, kwargs: Mapping[str, Any]) -> None:
+    """Refuses options of `kind` that the class `loaded_by` of sentence-transformers does not take for a model.
+
+    Raises:
+        DefinitionError: A name is unknown, also one in `model_kwargs`.
+    """
+    if unusual := kwargs.keys() - _SHARED:
+        import sentence_transformers
+
+        taken = {*signature(getattr(sentence_transformers, loaded_by)).parameters} - _OWN
+        refuse_unknown(kind, unusual, taken, f"sentence_transformers.{loaded_by}", _INSTEAD)
+    source = hf_source(model, kwargs.get("revision"))
+    fetched = {name: value for name, value in kwargs.items() if name in HOW_FETCHED}
+    given = (kwargs.get("model_kwargs") or {}).keys()
+    refuse_unknown_loading(kind, given, source, {"trust_remote_code": trust, **fetched})
 
 
 class SentenceTransformersModel(Model):

@@ -137,10 +137,12 @@ class HFHubDataSource(Source):
         from huggingface_hub import HfApi
         from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
+        from datadreamer_like.hub.request_errors import RequestFailed
+
         try:
             info = HfApi(token=self.config.get("token")).dataset_info(self.path, revision=self.revision, timeout=10)
             return str(info.sha)
-        except (HfHubHTTPError, OfflineModeIsEnabled, OSError, RuntimeError) as error:
+        except (RequestFailed, OfflineModeIsEnabled, OSError, RuntimeError) as error:
             # Without a connection, libraries raise different errors.
             response = getattr(error, "response", None)
             if isinstance(error, HfHubHTTPError) and response is not None and response.status_code < 500:

@@ -27,6 +27,7 @@ from datadreamer_like.graph.identity import class_part
 from datadreamer_like.graph.results import Kept
 from datadreamer_like.models.exports.report import graph_misfit
 from datadreamer_like.models.llms.chat_template import AUTO
+from datadreamer_like.models.llms.client_checks import checked_flag
 from datadreamer_like.models.quiet import quiet
 from datadreamer_like.models.trained.hf_source import (
     ADAPTER_FOLDER,
@@ -45,7 +46,7 @@ from . import adapters
 from .curves import read_curves, write_curves
 from .devices import check_devices, named_devices, training_device
 from .loop import Fit, Run, fit
-from .options import HFOptions, Training, a_dtype, refuse_misspelt, takes_trainer_options
+from .options import HFOptions, Training, a_dtype, refuse_unknown_options, takes_trainer_options
 from .saved import check_saved, on_cpu
 from .seeds import seeded
 from .several_devices import fit_on_devices
@@ -79,10 +80,7 @@ class HFTrainer(Trainer):
         self.dtype = a_dtype(given.pop("dtype", None))
         self.quantization_config = given.pop("quantization_config", None)
         self.peft_config = given.pop("peft_config", None)
-        qlora = given.pop("qlora", False)
-        if not isinstance(qlora, bool):
-            raise ArgumentTypeError(f"{type(self).__name__}: qlora must be True or False, not {qlora!r}.")
-        if qlora:
+        if checked_flag(f"{type(self).__name__}: qlora", given.pop("qlora", False)):
             require_extra("qlora", "bitsandbytes", "peft", what=f"{type(self).__name__} with qlora=True")
             quantized, adapter = adapters.qlora_configs(self.dtype)
             self.quantization_config = self.quantization_config or quantized
@@ -93,8 +91,9 @@ class HFTrainer(Trainer):
                     f"{type(self).__name__}: {option} splits a model over devices; here each holds the whole model. "
                     'Leave it out, and name several devices by device=["cuda:0", "cuda:1"].'
                 )
-        refuse_misspelt(given, type(self))
         self.further = given
+        if given and isinstance(model_name, str | Path):  # a trainer may not be trained yet
+            _ = self._origin  # refuses unknown ones
         if type(self.quantization_config).__name__ == "BitsAndBytesConfig":
             require_extra("qlora", "bitsandbytes", what=f"{type(self).__name__} with a BitsAndBytesConfig")
         if self.quantization_config is not None and self.peft_config is None:
@@ -301,7 +300,13 @@ class HFTrainer(Trainer):
         source = hf_source(self.model_name if self.start is None else self.start.path, self.revision)
         if source.is_graph:
             raise graph_misfit(f'"{self.name}": model_name', self.start or source.name)
+        refuse_unknown_options(type(self), self.further, source, self._fetched)
         return source
+
+    @property
+    def _fetched(self) -> dict[str, Any]:
+        named = {name: value for name, value in self.further.items() if name in HOW_FETCHED}
+        return {"revision": self.revision or "main", "trust_remote_code": self.trust_remote_code, **named}
 
     @property
     def source(self) -> str:
@@ -310,8 +315,7 @@ class HFTrainer(Trainer):
 
     def hub_options(self) -> dict[str, Any]:
         """Returns the arguments of `from_pretrained` for fetching the model."""
-        options = {"revision": self.revision or "main", "trust_remote_code": self.trust_remote_code}
-        return options | {k: value for k, value in self.further.items() if k in HOW_FETCHED} | self._origin.options
+        return self._fetched | self._origin.options
 
     def load_options(self) -> dict[str, Any]:
         """Returns the arguments of `from_pretrained`."""

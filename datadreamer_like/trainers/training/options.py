@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self, TypedDict
 
@@ -17,8 +17,10 @@ from transformers.training_args import OptimizerNames
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, check_number, did_you_mean
 from datadreamer_like.evaluation.columns import plain
 from datadreamer_like.graph.positions import by_position, defaults_of
+from datadreamer_like.models.known_options import refuse_unknown_loading
 from datadreamer_like.models.llms.chat_template import AUTO
 from datadreamer_like.models.model import checked_dtype
+from datadreamer_like.models.trained.hf_source import HFSource
 
 
 class HFOptions(TypedDict, total=False):
@@ -288,16 +290,16 @@ takes_trainer_options = by_position(
 )
 
 
-def refuse_misspelt(given: Iterable[str], trainer: type) -> None:
-    """Refuses names of options for `from_pretrained` that are close to one that the trainer itself takes.
+def refuse_unknown_options(
+    trainer: type, given: Mapping[str, Any], source: HFSource, fetched: Mapping[str, Any]
+) -> None:
+    """Refuses options of a trainer that `from_pretrained` does not take for a model; `fetched` say how it is fetched.
 
     Raises:
-        DefinitionError: One is.
+        DefinitionError: A name is unknown.
     """
-    known = {*HFOptions.__annotations__, *inspect.signature(trainer).parameters}
-    for option in given:
-        if hint := did_you_mean(option, known):
-            raise DefinitionError(f'{trainer.__name__} has no option "{option}".{hint}')
+    instead = dict.fromkeys(TrainingOptions.__annotations__, "It is an option of train.")
+    refuse_unknown_loading(trainer, given.keys(), source, fetched, HFOptions.__annotations__, instead)
 
 
 def a_dtype(dtype: Any) -> torch.dtype | None:
