@@ -139,7 +139,7 @@ def known_prices(provider: str, model_name: str) -> Prices | None:
     """Returns the prices of a model by its exact name: those in the prices file of the script, else published ones.
 
     The script's file is the session's `prices`, or that in the environment variable `DATADREAMER_LIKE_PRICES`. It is
-    written like `prices.toml`; the name of a section is that of a provider, in lower case, or a server's address.
+    written like `prices.toml`; the name of a section is that of a provider, or a server's address.
     """
     session = current_session()
     file = (session and session.prices) or os.environ.get(PRICES_VARIABLE)
@@ -172,7 +172,7 @@ def _published() -> Mapping[tuple[str, str], Prices]:
 def _prices_in(path: str, changed_at: int) -> Mapping[tuple[str, str], Prices]:
     """Returns the prices in a file, by provider and model."""
     try:
-        table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        table = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise MissingFile(
             f"There is no prices file {path}. Give the path of one as prices=... of the session, or in "
@@ -195,7 +195,9 @@ def _prices_in(path: str, changed_at: int) -> Mapping[tuple[str, str], Prices]:
             except DefinitionError as error:
                 raise DataError(f'The prices file {path}, model "{name}" of "{provider}": {error}') from error
             assert prices is not None
-            found[provider, name] = prices
+            # An address has a slash, and may end in one.
+            section_of = provider.rstrip("/") if "/" in provider else provider.lower()
+            found[section_of, name] = prices
     return found
 
 
