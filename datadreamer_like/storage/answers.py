@@ -17,8 +17,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Self
 
-from .database import FileKind, connected, explained, explanation, parent_of, prepare
-from .key_locks import CAN_LOCK, KeyLocks
+from .database import CAN_LOCK, FileKind, connected, explained, explanation, parent_of, prepare
+from .key_locks import KeyLocks, is_at
 
 ANSWERS_FORMAT = 2
 
@@ -146,16 +146,17 @@ _LOOK_AGAIN_SECONDS = 0.1
 class _Together:
     """The runs of this process that are under way and share stored answers.
 
-    `locks` are those that other processes see; None if the answers are in memory, or on Windows. A process that is
-    alone takes all keys at once, as a lock for each takes a fifth of the time of a row whose answer comes at once, and
-    keeps only those that are claimed when another process comes.
+    `file` is that of the answers, whose `locks` other processes see; None if they are in memory, or on Windows. A
+    process that is alone takes all keys at once, as a lock for each takes a fifth of the time of a row whose answer
+    comes at once, and keeps only those that are claimed when another process comes.
     """
 
-    def __init__(self, locks: KeyLocks | None) -> None:
-        self.locks = locks
+    def __init__(self, file: str | None) -> None:
+        self.locks = None if file is None else KeyLocks(f"{file}.locks")
+        self._file, self._opened = file or "", None if file is None else os.stat(file)
         self.runs: list[Claims] = []
-        self._was_alone = locks is not None
-        self._has_all = locks is None
+        self._was_alone = self.locks is not None
+        self._has_all = self.locks is None
 
     def is_alone(self) -> bool:
         """Whether no other process may claim a key now; if not, `lock` is due for each, after this."""
@@ -168,10 +169,27 @@ class _Together:
 
     def share(self) -> None:
         """Lets other processes have what is not claimed, if one came; `_claims_lock` is held."""
-        if self._has_all and self.locks is not None and self.locks.another_came():
+        if self.locks is None or self._is_removed():
+            return
+        if self.locks.renew() or (self._has_all and self.locks.another_came()):
             # A claim that is made meanwhile sees this, or is seen below.
             self._has_all = False
-            self.locks.unlock_all_but([key for run in self.runs for key in list(run.held)])
+            held = [key for run in self.runs for key in list(run.held)]
+            for key in held:
+                self.locks.lock(key)
+            self.locks.unlock_all_but(held)
+
+    def _is_removed(self) -> bool:
+        """Whether the file of answers is another one now; warns once."""
+        if self._opened is None or is_at(self._file, self._opened):
+            return self._opened is None
+        self._opened = None
+        text = (
+            "%s was deleted or moved while a run stores answers in it. The run goes on, but its answers will not be "
+            "found again: do not clean a folder in which a script runs."
+        )
+        logger.warning(text, self._file)
+        return True
 
     def lock(self, key: bytes) -> bool:
         """Locks a key, unless another process has it; `_claims_lock` is held."""
@@ -220,9 +238,7 @@ class Claims:
         self._has_company = False
         with _claims_lock:
             if self._shared not in _all:
-                _all[self._shared] = _Together(
-                    KeyLocks(f"{self._shared}.locks") if store.is_file and CAN_LOCK else None
-                )
+                _all[self._shared] = _Together(str(self._shared) if store.is_file and CAN_LOCK else None)
             self._together = _all[self._shared]
             self._runs = self._together.runs
             self._runs.append(self)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
 import sqlite3
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,10 +14,17 @@ from pathlib import Path
 
 from datadreamer_like.errors import NewerFormat, StorageError
 
+CAN_LOCK = os.name == "posix"
+"""Whether the system has locks of byte ranges, which Windows has not."""
+if CAN_LOCK:
+    import fcntl
+
 _BUSY_SECONDS = 60.0
+_MOMENT_MS = 200
 # The codes of SQLite whose advice fits errors of the system.
 _CODES = {errno.ENOSPC: sqlite3.SQLITE_FULL, errno.EDQUOT: sqlite3.SQLITE_FULL, errno.EIO: sqlite3.SQLITE_IOERR}
 _ELSE = sqlite3.SQLITE_CANTOPEN
+_OF_LOCKS = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_PROTOCOL, sqlite3.SQLITE_IOERR}
 _WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 _NO_LOCKS = "Its file system gives no locks on files (now): choose a folder on another one, such as a local disk."
 
@@ -51,15 +60,18 @@ def connected(path: str) -> sqlite3.Connection:
 
 def prepare(connection: sqlite3.Connection, path: str, kind: FileKind) -> None:
     """Creates the tables, or checks that the file is of this kind and in a format that this version reads."""
-    # SQLite waits for most locks by itself, but not while another process enables the log.
+    # SQLite waits for most locks by itself, but not while another process enables the log; and not if there are none.
     until = time.monotonic() + _BUSY_SECONDS
+    connection.execute(f"PRAGMA busy_timeout = {_MOMENT_MS}")
     while True:
         try:
-            return _prepare(connection, path, kind)
+            _prepare(connection, path, kind)
+            break
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until or _lacks_locks(path):
                 raise
             time.sleep(0.01)
+    connection.execute(f"PRAGMA busy_timeout = {_BUSY_SECONDS * 1000:.0f}")
 
 
 def _prepare(connection: sqlite3.Connection, path: str, kind: FileKind) -> None:
@@ -99,8 +111,21 @@ def explained(path: str, done: str, kind: FileKind) -> Iterator[None]:
 
 def explanation(error: sqlite3.Error, path: str, done: str, kind: FileKind) -> StorageError:
     """Returns the error of this package for one of SQLite, with what to do."""
-    advice = _advice(int(getattr(error, "sqlite_errorcode", 0)) & 0xFF, kind)  # the low byte is the primary code
+    code = int(getattr(error, "sqlite_errorcode", 0)) & 0xFF  # the low byte is the primary code
+    advice = _NO_LOCKS if code in _OF_LOCKS and _lacks_locks(path) else _advice(code, kind)
     return StorageError(f"{path} cannot be {done}: {error}. {advice or f'{kind.kept}; run again.'}")
+
+
+def _lacks_locks(path: str) -> bool:
+    """Whether the file system refuses all locks, of which SQLite only says that the file is locked."""
+    if not CAN_LOCK:
+        return False
+    try:
+        with tempfile.TemporaryFile(dir=Path(path).parent) as file:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno in _WITHOUT_LOCKS
+    return False
 
 
 def parent_of(path: str) -> None:

@@ -522,6 +522,26 @@ def test_what_is_no_results_is_fetched_again_and_nothing_is_paid_twice(server: B
     assert (creations(server), set(server.billed.values())) == (1, {1})
 
 
+@pytest.mark.parametrize("always", [False, True])
+def test_results_that_were_cut_are_fetched_again_before_their_rows_are_submitted_again(
+    server: BatchServer, always: bool, tmp_path: Path
+) -> None:
+    answered, fetched = server.answer, 0
+
+    def answer(method: str, path: str, *rest: Any) -> tuple[int, Any]:
+        nonlocal fetched
+        status, content = answered(method, path, *rest)
+        if path.endswith(("/content", "/results")) and len(server.jobs) == 1:
+            fetched += 1
+            content = content.rstrip()[:-30] if always or fetched == 1 else content
+        return status, content
+
+    server.answer = answer  # type: ignore[method-assign]
+    assert model(server, tmp_path).run(prompts(3)) == echoes(prompts(3))
+    assert fetched == 2
+    assert [len(job.lines) for job in server.jobs] == ([3, 1] if always else [3])
+
+
 def test_a_run_closes_the_client_that_it_opened_and_leaves_the_script_s_own(
     server: BatchServer, tmp_path: Path
 ) -> None:

@@ -276,3 +276,29 @@ def test_nothing_is_opened_or_written_without_a_budget(tmp_path: Path) -> None:
     with FlakyServer() as server:
         OpenAI("m", base_url=server.url, cache_folder_path=tmp_path).run(["Hello"])
     assert [file.name for file in tmp_path.iterdir() if "ledger" in file.name] == []
+
+
+@pytest.mark.parametrize(
+    ("usage", "cost"),
+    [
+        ({"prompt_tokens": 10, "completion_tokens": 5}, 20e-6),
+        ({"prompt_tokens": 10**30, "completion_tokens": 5}, None),
+        ({"prompt_tokens": None, "completion_tokens": 5}, None),
+        ({"prompt_tokens": float("nan"), "completion_tokens": 5}, None),
+        ({"prompt_tokens": 10}, None),
+        # A server that counts what was cached apart.
+        ({"prompt_tokens": 10, "completion_tokens": 5, "prompt_tokens_details": {"cached_tokens": 100}}, 20e-6),
+    ],
+)
+def test_an_answer_whose_tokens_cannot_be_right_counts_its_worst_case(
+    usage: dict[str, Any], cost: float | None, tmp_path: Path
+) -> None:
+    body = json.dumps({**completion(Reply("ok"), {}), "usage": usage}).encode()
+    with FlakyServer(lambda _, before: Reply(body=body)) as server:
+        prices = {"input": 1.0, "output": 2.0, "cached_input": 0.1}
+        llm = OpenAI("m", base_url=server.url, api_key="k", cache_folder_path=tmp_path, prices=prices, budget="1 USD")
+        (answer,) = llm.answers(["a"], max_new_tokens=5)
+    assert answer.texts == ["ok"]
+    assert answer.cost == (None if cost is None else pytest.approx(cost))
+    most = worst_case(llm, Request("a", Sampling(max_new_tokens=5))) / 1e9
+    assert spent_in(tmp_path) == pytest.approx(most if cost is None else cost)

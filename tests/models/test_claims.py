@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import threading
 import time
@@ -23,7 +24,7 @@ PROMPTS = [f"prompt {number}" for number in range(60)]
 
 
 class Provider:
-    """Answers after 10 ms, those in `slow` after 30 s; counts what it is asked, and is never asked the same at once."""
+    """Answers after 10 ms, or once not in `slow`; counts what it is asked, and is never asked the same at once."""
 
     def __init__(self) -> None:
         self.asked: Counter[str] = Counter()
@@ -36,7 +37,9 @@ class Provider:
         assert prompt not in self.under_way
         self.under_way.add(prompt)
         try:
-            await asyncio.sleep(30 if prompt in self.slow else 0.01)
+            await asyncio.sleep(0.01)
+            while prompt in self.slow:
+                await asyncio.sleep(0.01)
             return self.behave(prompt, self.asked[prompt])
         finally:
             self.under_way.remove(prompt)
@@ -134,11 +137,45 @@ def test_a_run_that_is_abandoned_gives_up_what_it_asked_for(paid: Provider, tmp_
     other.start()
     other.join(0.1)
     assert paid.asked == Counter(PROMPTS[:5])
-    paid.slow = []
     abandoned.close()
+    paid.slow = []
     other.join(10)
     assert found == [prompt.upper() for prompt in PROMPTS[:5]]
     assert paid.asked == Counter([PROMPTS[0], *2 * PROMPTS[1:5]])
+
+
+def test_a_run_waits_for_what_one_with_force_asks_and_one_with_force_for_none(paid: Provider, tmp_path: Path) -> None:
+    paid.slow = PROMPTS[1:5]
+    forced = Paid(paid, tmp_path).answers(PROMPTS[:5], temperature=0.0, force=True)
+    assert next(forced).text == PROMPTS[0].upper()
+    found: list[Any] = []
+    other = threading.Thread(target=lambda: found.extend(Paid(paid, tmp_path).run(PROMPTS[:9], temperature=0.0)))
+    other.start()
+    other.join(0.2)
+    assert paid.asked == Counter(PROMPTS[:9])
+    again = Paid(Provider(), tmp_path)
+    assert again.run(PROMPTS[1:3], temperature=0.0, force=True) == [prompt.upper() for prompt in PROMPTS[1:3]]
+    assert again.provider.asked == Counter(PROMPTS[1:3])
+    paid.slow = []
+    assert len(list(forced)) == 4
+    other.join(10)
+    assert found == [prompt.upper() for prompt in PROMPTS[:9]]
+    assert paid.asked == Counter(PROMPTS[:9])
+
+
+def test_a_run_whose_stored_answers_are_deleted_goes_on_with_a_warning(
+    paid: Provider, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    paid.slow = PROMPTS[1:5]
+    run = Paid(paid, tmp_path / "folder").answers(PROMPTS[:5], temperature=0.0)
+    next(run)
+    shutil.rmtree(tmp_path / "folder")
+    until = time.monotonic() + 5
+    while "was deleted or moved while a run" not in caplog.text and time.monotonic() < until:
+        time.sleep(0.01)
+    paid.slow = []
+    assert [answer.text for answer in run] == [prompt.upper() for prompt in PROMPTS[1:5]]
+    assert caplog.text.count("do not clean a folder") == 1
 
 
 def test_two_runs_read_in_turn_in_one_thread_wait_for_each_other_without_end(paid: Provider, tmp_path: Path) -> None:
@@ -189,11 +226,18 @@ def test_processes_pay_once_for_the_prompts_that_they_share(tmp_path: Path) -> N
     assert Counter(prompt for _, prompt in asked(tmp_path)) == Counter(PROMPTS)
 
 
-def test_a_process_waits_for_the_answer_of_another_until_that_one_is_killed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("cleaned", [False, True])
+def test_a_process_waits_for_the_answer_of_another_until_that_one_is_killed(tmp_path: Path, cleaned: bool) -> None:
     first = CONTEXT.Process(target=run_logged, args=(tmp_path, PROMPTS[:4], tuple(PROMPTS[:2])))
     first.start()
     while len(asked(tmp_path)) < 4:
         time.sleep(0.01)
+    if cleaned:
+        [locks] = tmp_path.glob("*.locks")
+        locks.unlink()
+        while not locks.exists():
+            time.sleep(0.01)
+        time.sleep(0.05)
     second = threading.Thread(target=run_logged, args=(tmp_path, PROMPTS[:9]), daemon=True)
     second.start()
     second.join(0.5)

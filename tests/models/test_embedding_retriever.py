@@ -162,6 +162,10 @@ def test_other_kinds_of_index_and_their_parameters():
         EmbeddingRetriever(["1"], Drawn("drawn"), index_type="Sphere").run(["1"])
     with pytest.raises(DefinitionError, match='no parameter "nprobes"'):
         EmbeddingRetriever(["1"], Drawn("drawn"), nprobes=3).run(["1"])
+    with pytest.raises(DefinitionError, match="nprobe is 0; it must be at least 1"):
+        EmbeddingRetriever(["1"], Drawn("drawn"), index_type="IVF1,Flat", nprobe=0).run(["1"])
+    with pytest.raises(DefinitionError, match='no index "IVF0,Flat"'):
+        EmbeddingRetriever(["1"], Drawn("drawn"), index_type="IVF0,Flat").run(["1"])
 
 
 def test_it_is_pickled_without_the_index():

@@ -166,6 +166,17 @@ def test_a_card_says_what_a_step_cost_or_that_it_is_unknown(prices: Any, tmp_pat
     assert rows.card.cost == 0.0
 
 
+@pytest.mark.parametrize("section", ["openai", "OpenAI", "http://localhost:1/v1/"])
+def test_a_section_may_have_capitals_and_a_last_slash_and_the_file_a_byte_order_mark(
+    section: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "prices.toml"
+    file.write_text(f'["{section}".models]\n"m" = {{ input = 3, output = 4 }}\n', encoding="utf-8-sig")
+    monkeypatch.setenv(prices_module.PRICES_VARIABLE, str(file))
+    base_url = "http://localhost:1/v1" if "/" in section else None
+    assert OpenAI("m", api_key="k", base_url=base_url).prices == Prices(3, 4)
+
+
 def test_a_misspelt_provider_in_a_prices_file_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = tmp_path / "prices.toml"
     line = '"m" = { input = 1.0, output = 2.0 }'

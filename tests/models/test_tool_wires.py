@@ -232,6 +232,69 @@ def test_a_result_is_sent_as_a_text(content: Any, tmp_path: Path) -> None:
     assert found["bedrock"][2]["content"][0]["toolResult"]["content"] == [{"text": expected}]
 
 
+def _ids(name: str, sent: Any) -> list[str]:
+    """The ids of calls and of results in sent messages, in order."""
+    text = json.dumps(WIRES[name].messages(sent))
+    field = {
+        "chat": "(?:tool_call_)?id",
+        "responses": "call_id",
+        "anthropic": "(?:tool_use_)?id",
+        "bedrock": "toolUseId",
+    }
+    return re.findall(rf'"{field[name]}": "([^"]*)"', text)
+
+
+@pytest.mark.parametrize("name", WIRES)
+def test_calls_with_one_id_get_their_own_in_an_answer_and_over_several_rounds(name: str, tmp_path: Path) -> None:
+    wire = WIRES[name]
+    twice = [ROME, {**ROME, "arguments": {"city": "Oslo"}}]
+    with wire.server(
+        lambda body, before: wire.reply(text="Warm.") if _ids(name, body) else wire.reply(*twice)
+    ) as server:
+        llm = wire.model(server, tmp_path)
+        (answer,) = llm.answers(["Rome?"], tools=[WEATHER])
+        assert [(call["id"], call["arguments"]["city"]) for call in answer.tool_calls[0]] == [
+            ("c1", "Rome"),
+            ("c1_1", "Oslo"),
+        ]
+        turn = [
+            {"role": "user", "content": "Rome?"},
+            {"role": "assistant", "content": "", "tool_calls": twice},  # as another program kept them
+            {"role": "tool", "tool_call_id": "c1", "content": "sunny"},
+            {"role": "tool", "tool_call_id": "c1", "content": "rain"},
+            {"role": "assistant", "content": "Nice.", "tool_calls": []},
+        ]
+        again = [{**turn[0], "content": "And Rome?"}, {**turn[1], "tool_calls": [ROME]}, turn[2], turn[0]]
+        assert llm.run([[*turn, *again]], tools=[WEATHER]) == ["Warm."]
+        ids = _ids(name, server.requests[-1])
+        assert ids == ["c1", "c1_1", "c1", "c1_1", "c1_2", "c1_2"]
+        assert "tool_calls" not in json.dumps(wire.messages(server.requests[-1])).partition("Nice.")[2][:40]
+
+
+def test_a_result_with_an_image_is_sent_as_one_where_the_api_takes_it(tmp_path: Path) -> None:
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,aGk="}, "text": None}
+    chat = [*CONVERSATION[:2], {**CONVERSATION[2], "content": [{"type": "text", "text": "sunny"}, image]}]
+    chat += [{**CONVERSATION[3], "content": ""}, *CONVERSATION[4:]]
+    found, errors = {}, {}
+    for name, wire in WIRES.items():
+        with wire.server(lambda body, before, wire=wire: wire.reply(text="fine")) as server:
+            (answer,) = wire.model(server, tmp_path / name).answers([chat], tools=[WEATHER])
+            errors[name] = answer.error
+            found[name] = wire.messages(server.requests[0]) if server.requests else None
+    assert found["chat"] is None
+    assert "this API takes only texts there" in str(errors["chat"])
+    source = {"type": "base64", "media_type": "image/png", "data": "aGk="}
+    blocks = [{"type": "text", "text": "sunny"}, {"type": "image", "source": source}]
+    assert found["anthropic"][2]["content"][0]["content"] == blocks
+    parts = [
+        {"type": "input_text", "text": "sunny"},
+        {"type": "input_image", "detail": "auto", "image_url": "data:image/png;base64,aGk="},
+    ]
+    assert found["responses"][4]["output"] == parts
+    converse = [{"text": "sunny"}, {"image": {"format": "png", "source": {"bytes": "aGk="}}}]
+    assert found["bedrock"][2]["content"][0]["toolResult"]["content"] == converse
+
+
 def test_arguments_that_a_column_filled_with_none_are_left_out() -> None:
     filled = {**ROME, "arguments": {"city": "Rome", "zone": None, "near": {"lake": None, "sea": "Tyrrhenian"}}}
     written = {**ROME, "arguments": '{"city": "Rome", "zone": null}'}

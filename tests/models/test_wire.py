@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from flaky_server import FlakyServer, Reply, completion
 
-from datadreamer_like.errors import Unavailable
-from datadreamer_like.models import OpenAI
+from datadreamer_like.errors import MalformedAnswer, Unavailable
+from datadreamer_like.models import OpenAI, OpenAIResponses
 from datadreamer_like.models.llms.wire import Fields, Wire, read_answer
 
 SECRET = "sk-S3cr3tK3y-0123456789abcdef"
@@ -109,7 +109,7 @@ def test_an_answer_is_read_with_missing_fields_as_none() -> None:
     assert answer.choices[0].message.content == "x"
     assert (answer.choices[0].message.refusal, answer.usage, answer.error) == (None, None, None)
     for text in ("[1]", '"x"', "null", ""):
-        with pytest.raises(ValueError, match="JSON|Expecting"):
+        with pytest.raises(ValueError, match="JSON|empty"):
             read_answer(text)
     assert isinstance(answer, Fields)
 
@@ -155,3 +155,55 @@ def test_a_certificate_of_ones_own_is_trusted_if_the_environment_names_it(
         llm.run(["hello"])
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     assert llm.run(["hello"]) == ["secret"]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "charset", "text"),
+    [
+        ("utf-8-sig", "", "é"),
+        ("utf-16", "", "é"),
+        ("latin-1", "; charset=iso-8859-1", "é"),
+        ("utf-8", "; charset=iso-8859-1", "é"),  # a wrong default of the server
+        ("utf-8", "; charset=klingon", "é"),
+        ("latin-1", "", "\ufffd"),
+    ],
+)
+def test_an_answer_is_read_in_the_encoding_that_it_has(
+    encoding: str, charset: str, text: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    body = json.dumps(completion(Reply("é"), {}), ensure_ascii=False).encode(encoding)
+    reply = Reply(body=body, headers={"content-type": f"application/json{charset}"})
+    with FlakyServer(lambda body, before: reply) as server:
+        llm = OpenAI("m", base_url=server.url, api_key=SECRET, cache_folder_path=tmp_path)
+        assert llm.run(["a", "b"]) == [text] * 2
+        assert len(server.requests) == 2
+    assert caplog.text.count("not in UTF-8") == (text == "\ufffd")
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"<html><title>Log in</title></html>", "it is not JSON .*<title>Log in</title>"),
+        (b" ", "it is empty"),
+        (b"[1]", "it is not a JSON object"),
+        (b'{"choices": [{"index": 0,', "it is not JSON .*choices"),
+    ],
+)
+@pytest.mark.parametrize("model", [OpenAI, OpenAIResponses])
+def test_a_reply_that_is_no_answer_is_quoted(body: bytes, words: str, model: Any, tmp_path: Path) -> None:
+    with FlakyServer(lambda _, before: Reply(body=body, headers={"content-type": "text/html"})) as server:
+        llm = model("m", base_url=server.url, api_key=SECRET, cache_folder_path=tmp_path, retry_on_fail=False)
+        with pytest.raises(MalformedAnswer, match=words if model is OpenAI else "has no output: .*"):
+            llm.run(["a"])
+
+
+def test_several_answers_are_in_the_order_of_their_index(tmp_path: Path) -> None:
+    def reply(body: dict[str, Any], before: int) -> Reply:
+        found = completion(Reply(), {"n": 3})
+        for choice, index in zip(found["choices"], (2, 0, 1), strict=True):
+            choice["index"], choice["message"]["content"] = index, "abc"[index]
+        return Reply(body=json.dumps(found).encode())
+
+    with FlakyServer(reply) as server:
+        llm = OpenAI("m", base_url=server.url, api_key=SECRET, cache_folder_path=tmp_path)
+        assert llm.run(["a"], n=3, top_p=1.0) == [["a", "b", "c"]]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -173,3 +174,38 @@ def test_a_folder_that_cannot_be_made_is_one_clear_error(tmp_path: Path) -> None
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot be opened"):
         AnswerStore(tmp_path / "file" / "a.sqlite")
+
+
+NO_LOCKS = """#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#define WITHOUT_LOCKS(name)                                                                 \\
+    int name(int file, int command, ...) {                                                  \\
+        va_list arguments;                                                                  \\
+        va_start(arguments, command);                                                       \\
+        void *argument = va_arg(arguments, void *);                                         \\
+        va_end(arguments);                                                                  \\
+        if (command == F_SETLK || command == F_SETLKW) { errno = ENOLCK; return -1; }       \\
+        return ((int (*)(int, int, ...))dlsym(RTLD_NEXT, #name))(file, command, argument);  \\
+    }
+WITHOUT_LOCKS(fcntl)
+WITHOUT_LOCKS(fcntl64)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or shutil.which("cc") is None, reason="needs a compiler and LD_PRELOAD")
+def test_a_file_system_without_locks_is_named_at_once(tmp_path: Path) -> None:
+    (tmp_path / "no_locks.c").write_text(NO_LOCKS)
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", "no_locks.so", "no_locks.c", "-ldl"], cwd=tmp_path, check=True)
+    code = f"from datadreamer_like.storage.answers import AnswerStore; AnswerStore({str(tmp_path / 'answers')!r})"
+    found = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "LD_PRELOAD": str(tmp_path / "no_locks.so")},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert found.stderr.splitlines()[-1].startswith("datadreamer_like.errors.StorageError: ")
+    assert "Its file system gives no locks on files" in found.stderr.splitlines()[-1]

@@ -65,6 +65,36 @@ def test_a_file_that_was_emptied_tells_that_another_came(tmp_path: Path) -> None
     locks.close()
 
 
+def test_locks_hold_across_the_deletion_of_their_file(tmp_path: Path) -> None:
+    locks = KeyLocks(tmp_path / "locks")
+    here, there = CONTEXT.Pipe()
+    process = CONTEXT.Process(target=other_process, args=(tmp_path / "locks", there))
+    process.start()
+
+    def other(name: str, *arguments: object) -> object:
+        here.send((name, arguments))
+        return here.recv()
+
+    assert here.recv() is True
+    assert other("lock", KEYS[0]) is True
+    assert locks.lock(KEYS[1])
+    assert not locks.renew()
+    (tmp_path / "locks").unlink()
+    assert locks.renew()
+    assert locks.lock(KEYS[1])
+    # The other process still has the old file only.
+    assert not locks.lock(KEYS[0])
+    assert other("renew") is True
+    assert [other("lock", key) for key in KEYS[:3]] == [True, False, True]
+    assert [locks.lock(key) for key in KEYS[:4]] == [False, True, False, True]
+    locks.unlock([KEYS[1]])
+    assert other("lock", KEYS[1]) is True
+    process.kill()
+    process.join(20)
+    assert locks.lock_all()
+    locks.close()
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows does not fork")
 def test_a_forked_child_keeps_its_claims_when_it_forgets_those_of_its_parent(tmp_path: Path) -> None:
     parent = Claims(AnswerStore(tmp_path / "answers"))

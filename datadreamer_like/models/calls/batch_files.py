@@ -6,6 +6,7 @@ Files are complete or absent. A batch is locked by the process that works on it.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -131,6 +132,19 @@ def parsed_lines(path: Path) -> Iterator[Any]:
         for line in file:
             with contextlib.suppress(ValueError):
                 yield json.loads(line)
+
+
+def lines_cut(path: Path) -> list[bytes]:
+    """Returns hashes of the lines of a file that begin as JSON objects and are not whole."""
+    found = []
+    with path.open("rb") as file:
+        for line in file:
+            try:
+                json.loads(line)
+            except ValueError:
+                if line.lstrip().startswith(b"{"):
+                    found.append(hashlib.blake2b(line, digest_size=16).digest())
+    return found
 
 
 def make_batch(folder: Path, label: str, lines: Iterable[tuple[Row, list[bytes]]]) -> Batch | None:

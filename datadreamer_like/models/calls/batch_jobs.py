@@ -32,7 +32,7 @@ from datadreamer_like.storage.ledger import in_dollars
 from ..llms.generation import Answer, Generation, Request
 from .batch_api import BatchAPI, BatchState
 from .batch_budget import BatchBudget
-from .batch_files import Batch, Row, batches_in, custom_id, is_batch, make_batch, new_label, take_batch
+from .batch_files import Batch, Row, batches_in, custom_id, is_batch, lines_cut, make_batch, new_label, take_batch
 from .batch_rows import Batched, BatchRows
 from .pipeline import Engine, Job, Recorder
 from .sent_once import sent_once
@@ -78,6 +78,7 @@ class BatchJobs(Engine[Request, Answer]):
         self._batches: list[Batch] = []
         self._elsewhere: dict[str, Elsewhere] = {}
         self._lost_looks = 0
+        self._cut: dict[str, list[bytes]] = {}
         self._reported: dict[str, str] = {}
         self._reported_at = time.monotonic()
 
@@ -296,6 +297,14 @@ class BatchJobs(Engine[Request, Answer]):
             raise MalformedAnswer(
                 f"{self._llm.display_name}: what the provider sent as the results of the batch {batch_id} is something "
                 "else. The batch is kept; run again to fetch them again."
+            )
+        # Lines that a broken connection cut would be submitted again; those that are always so are of the provider.
+        cut, before = lines_cut(Path(file.name)), self._cut.get(batch_id)
+        self._cut[batch_id] = cut
+        if cut and cut != before:
+            raise MalformedAnswer(
+                f"{self._llm.display_name}: the results of the batch {batch_id} have {len(cut):,} lines that cannot be "
+                "read. The batch is kept; run again to fetch them again."
             )
 
     def _is_lost(self, batch: Batch, failure: Exception) -> bool:

@@ -217,6 +217,9 @@ class ConcurrentEngine(Engine[Q, A]):
 
     async def _is_answered(self, job: Job[Q, A], claims: Claims) -> bool:
         """Waits while another run asks the same; claims the job, unless the other run has stored its answer."""
+        if self._recorder.asks_again:
+            claims.wait(job.key, lambda: None)  # claimed, or asked at the same time
+            return False
 
         def free() -> None:
             with suppress(RuntimeError):  # the loop has ended

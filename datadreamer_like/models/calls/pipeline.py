@@ -103,6 +103,8 @@ class Recorder(Generic[P, Q, A]):
     usage: Usage
     claims: Claims | None = None
     """What no other run asks for meanwhile; None if it may."""
+    asks_again: bool = False
+    """Whether answers of other runs are not taken: it asks what they ask for, too."""
     stored: deque[tuple[Job[Q, A], A]] = field(default_factory=deque)
     """Jobs and their answers, which are on disk and which the caller has not taken yet."""
     knows_answers: bool = False
@@ -207,8 +209,8 @@ def run_calls(
     def answers() -> Iterator[A]:
         source = _Source(prompts)
         done = 0
-        with collecting_rarely(), open_store() as store, nullcontext() if run.force else Claims(store) as claims:
-            recorder = Recorder(calls, store, usage, claims)
+        with collecting_rarely(), open_store() as store, Claims(store) as claims:
+            recorder = Recorder(calls, store, usage, claims, asks_again=run.force)
             pending = _Pending(recorder, run, check, max_follow_ups)
             rows = pending.rows
             with pending.saying_what_is_left(what, total), closing(make_engine(recorder)) as engine:

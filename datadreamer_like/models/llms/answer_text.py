@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from datadreamer_like.errors import MalformedAnswer, ModelError, RejectedAnswer
 
 from .generation import Answer
-from .tools import ToolCall, shown_calls
+from .tools import ToolCall, calls_with_own_ids, shown_calls
 
 # Reasons for the end of an answer, as servers with OpenAI's protocol write them.
 _CUT_OFF = {"length", "max_tokens", "max_output_tokens", "max_length", "model_length", "model_context_window_exceeded"}
@@ -82,7 +82,7 @@ def answer_text(
     error = _answer_error(text, reason, " ".join(refusals), shaped, unfinished, calls)
     if error is not None:
         return AnswerText(None, kept, error)
-    return AnswerText((text or None) if calls else text, kept, None, tuple(calls))
+    return AnswerText((text or None) if calls else text, kept, None, tuple(calls_with_own_ids(calls, set())))
 
 
 def answer_of(texts: Sequence[AnswerText], **facts: Any) -> Answer:

@@ -299,7 +299,9 @@ class Anthropic(APIModel):
         parts: list[Any] = [TextBlock(type="text", text=part) if isinstance(part, str) else part for part in sent]
         calls = []
         if schema is None and any(part.type == "tool_use" for part in parts):
-            thoughts = ANTHROPIC.thoughts([part.to_dict() for part in parts], lambda part: part["type"] == "tool_use")
+            thoughts = ANTHROPIC.thoughts(
+                [part.to_dict(warnings=False) for part in parts], lambda part: part["type"] == "tool_use"
+            )
             uses = [part for part in parts if part.type == "tool_use"]
             calls = [
                 tool_call(use.id, use.name, use.input, thought=thought)
@@ -353,7 +355,8 @@ def _json_part(part: Any, wrapped: bool) -> Any:
 
 
 def _usage(usage: Any) -> Usage:
-    read, written = token_count(usage, "cache_read_input_tokens"), token_count(usage, "cache_creation_input_tokens")
-    hour = token_count(getattr(usage, "cache_creation", None), "ephemeral_1h_input_tokens")
+    read = token_count(usage, "cache_read_input_tokens") or 0
+    written = token_count(usage, "cache_creation_input_tokens") or 0
+    hour = min(written, token_count(getattr(usage, "cache_creation", None), "ephemeral_1h_input_tokens") or 0)
     prompt, completion = token_count(usage, "input_tokens"), token_count(usage, "output_tokens")
-    return Usage(prompt + read + written, completion, read, written - hour, hour)
+    return Usage(None if prompt is None else prompt + read + written, completion, read, written - hour, hour)

@@ -303,7 +303,7 @@ def _converse(messages: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], lis
     for message in rest:
         role = "user" if message["role"] == "tool" else message["role"]
         if message["role"] == "tool":
-            content = [converse_result(message)]
+            content = [converse_result(message, _blocks)]
         else:
             calls = message.get("tool_calls")
             content = _blocks(message.get("content") or None if calls else message.get("content"))

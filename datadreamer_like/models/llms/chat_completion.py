@@ -18,9 +18,17 @@ def usage_of(completion: Fields) -> Usage:
     return Usage(
         token_count(usage, "prompt_tokens"),
         token_count(usage, "completion_tokens"),
-        token_count(details, "cached_tokens"),
-        token_count(details, "cache_write_tokens"),
+        token_count(details, "cached_tokens") or 0,
+        token_count(details, "cache_write_tokens") or 0,
     )
+
+
+def in_order(completion: Fields) -> list[Any]:
+    """Returns the choices of a completion by their index, if each has one."""
+    choices: list[Any] = list(completion.choices)
+    if len(choices) > 1 and all(isinstance(getattr(choice, "index", None), int) for choice in choices):
+        choices.sort(key=lambda choice: int(choice.index))
+    return choices
 
 
 def text_of(choice: Fields, shaped: bool, wanted_back: Collection[str] = ()) -> AnswerText:
@@ -57,8 +65,14 @@ def logprobs_of(choice: Fields) -> list[TokenLogprob]:
     if found.content is None:
         # Together's shape: two lists.
         tokens, values = found.tokens or (), found.token_logprobs or ()
-        return [TokenLogprob(token, value) for token, value in zip(tokens, values, strict=True) if value is not None]
+        pairs = zip(tokens, values, strict=True)
+        return [TokenLogprob(token, float(value)) for token, value in pairs if value is not None]
     return [
-        TokenLogprob(each.token, each.logprob, tuple((top.token, top.logprob) for top in each.top_logprobs or ()))
+        TokenLogprob(
+            each.token,
+            float(each.logprob),
+            tuple((top.token, float(top.logprob)) for top in each.top_logprobs or () if top.logprob is not None),
+        )
         for each in found.content
+        if each.logprob is not None
     ]

@@ -17,6 +17,7 @@ from datadreamer_like.graph.positions import defaults_of
 
 from ..calls.options import LOGGING, Run, RunOptions
 from .schema import json_schema_of, schema_of_response_format
+from .tool_messages import with_own_ids
 from .tools import Tool, ToolCall, checked_choice, tools_of
 
 logger = logging.getLogger("datadreamer_like")
@@ -207,7 +208,7 @@ class Request(NamedTuple):
         if isinstance(self.prompt, str):
             messages: list[dict[str, Any]] = [{"role": "user", "content": self.prompt}]
         else:
-            messages = [dict(message) for message in self.prompt]
+            messages = with_own_ids([dict(message) for message in self.prompt])
         if system_prompt is not None and not any(message.get("role") == "system" for message in messages):
             messages.insert(0, {"role": "system", "content": system_prompt})
         return messages

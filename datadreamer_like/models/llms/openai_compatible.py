@@ -24,7 +24,7 @@ from datadreamer_like.graph.threads import Task
 
 from .answer_text import answer_of
 from .api_model import APIModel
-from .chat_completion import finish_reason_of, logprobs_of, text_of, usage_of
+from .chat_completion import finish_reason_of, in_order, logprobs_of, text_of, usage_of
 from .chat_template import AUTO, Auto, checked, given_text, plain_prompt
 from .endpoint import shown_address
 from .generation import Answer, GenerationOptions, Prompt, Request, Sampling
@@ -41,6 +41,8 @@ logger = logging.getLogger("datadreamer_like")
 # Parameters that are left out, with a warning, for a model that does not support them.
 _OPTIONAL = {"temperature", "top_p", "seed", "logit_bias", "stop", "presence_penalty", "frequency_penalty", "verbosity"}
 _OTHER_LIMIT = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}
+# What a server says that one request cost, unless it is a fault of it.
+_MOST_DOLLARS = 10**6
 # Service tiers with the published prices.
 _STANDARD_TIERS = {None, "auto", "default", "standard"}
 
@@ -168,7 +170,7 @@ class OpenAICompatible(APIModel):
 
     def answer_from(self, completions: Sequence[Fields], sampling: Sampling) -> Answer:
         """Returns the answer whose `n` texts are in completions."""
-        choices = [choice for completion in completions for choice in completion.choices][: sampling.n]
+        choices = [choice for completion in completions for choice in in_order(completion)][: sampling.n]
         shaped = sampling.schema is not None
         try:
             texts = [text_of(choice, shaped, self.quirks.wants_back) for choice in choices]
@@ -180,7 +182,7 @@ class OpenAICompatible(APIModel):
         prices = self.prices if sampling.extra.get("service_tier") in _STANDARD_TIERS else None
         tokens = counted([usage_of(completion) for completion in completions], prices)
         reported = [getattr(completion.usage, "cost", None) for completion in completions]
-        costs = [float(cost) for cost in reported if isinstance(cost, int | float)]
+        costs = [float(cost) for cost in reported if isinstance(cost, int | float) and 0 <= cost < _MOST_DOLLARS]
         if self.quirks.reports_cost and len(costs) == len(reported):
             tokens["cost"] = sum(costs)
         return self.without_secrets(answer_of(texts, finish_reasons=reasons, logprobs=logprobs, **tokens))

@@ -60,7 +60,8 @@ class Prices:
             return None
         write = self.input if self.cache_write is None else self.cache_write
         dollars = (
-            (prompt_tokens - cached - written - written_1h) * self.input
+            # Some servers count what was cached apart.
+            max(0, prompt_tokens - cached - written - written_1h) * self.input
             + cached * (self.input if self.cached_input is None else self.cached_input)
             + written * write
             + written_1h * (write if self.cache_write_1h is None else self.cache_write_1h)
@@ -87,6 +88,9 @@ class Prices:
         return (prompt_tokens * max(self.input, *write, 0) + completion_tokens * self.output) / 1_000_000
 
 
+# Of one request; what a server says beyond that is a fault of it.
+_MOST_TOKENS = 10**9
+
 PRICES_VARIABLE = "DATADREAMER_LIKE_PRICES"
 
 _EXAMPLE = (
@@ -95,37 +99,47 @@ _EXAMPLE = (
 
 
 class Usage(NamedTuple):
-    """Tokens of one request; those that were cached or written into a cache are among those of the prompt."""
+    """Tokens of one request, None where the server does not give their number.
 
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+    Those that were cached or written into a cache are among those of the prompt.
+    """
+
+    prompt_tokens: int | None = 0
+    completion_tokens: int | None = 0
     cached: int = 0
     written: int = 0
     written_1h: int = 0
 
 
-def token_count(usage: object, name: str) -> int:
-    """Returns a number of tokens as a server's usage has it; 0 if it is missing or is not a number."""
+def token_count(usage: object, name: str) -> int | None:
+    """Returns a number of tokens as a server's usage has it; None if it is missing or cannot be one."""
     count = getattr(usage, name, None)
-    return int(count) if isinstance(count, int | float) and 0 <= count < float("inf") else 0
+    return int(count) if isinstance(count, int | float) and 0 <= count < _MOST_TOKENS else None
 
 
 def counted(usages: Sequence[Usage], prices: Prices | None) -> dict[str, Any]:
     """Returns the tokens and the cost of requests as attributes of an `Answer`; a cost with an unknown part is None."""
-    costs = [prices.cost(**usage._asdict()) if prices is not None and any(usage) else None for usage in usages]
+    costs = [_cost(usage, prices) for usage in usages]
     return {
-        "prompt_tokens": sum(usage.prompt_tokens for usage in usages),
-        "completion_tokens": sum(usage.completion_tokens for usage in usages),
+        "prompt_tokens": sum(usage.prompt_tokens or 0 for usage in usages),
+        "completion_tokens": sum(usage.completion_tokens or 0 for usage in usages),
         "cached_tokens": sum(usage.cached for usage in usages),
         "cost": None if None in costs else sum(cost for cost in costs if cost is not None),
     }
+
+
+def _cost(usage: Usage, prices: Prices | None) -> float | None:
+    prompt, completion = usage.prompt_tokens, usage.completion_tokens
+    if prices is None or prompt is None or completion is None or not any(usage):
+        return None
+    return prices.cost(prompt, completion, cached=usage.cached, written=usage.written, written_1h=usage.written_1h)
 
 
 def known_prices(provider: str, model_name: str) -> Prices | None:
     """Returns the prices of a model by its exact name: those in the prices file of the script, else published ones.
 
     The script's file is the session's `prices`, or that in the environment variable `DATADREAMER_LIKE_PRICES`. It is
-    written like `prices.toml`; the name of a section is that of a provider, in lower case, or a server's address.
+    written like `prices.toml`; the name of a section is that of a provider, or a server's address.
     """
     session = current_session()
     file = (session and session.prices) or os.environ.get(PRICES_VARIABLE)
@@ -158,7 +172,7 @@ def _published() -> Mapping[tuple[str, str], Prices]:
 def _prices_in(path: str, changed_at: int) -> Mapping[tuple[str, str], Prices]:
     """Returns the prices in a file, by provider and model."""
     try:
-        table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        table = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise MissingFile(
             f"There is no prices file {path}. Give the path of one as prices=... of the session, or in "
@@ -181,7 +195,9 @@ def _prices_in(path: str, changed_at: int) -> Mapping[tuple[str, str], Prices]:
             except DefinitionError as error:
                 raise DataError(f'The prices file {path}, model "{name}" of "{provider}": {error}') from error
             assert prices is not None
-            found[provider, name] = prices
+            # An address has a slash, and may end in one.
+            section_of = provider.rstrip("/") if "/" in provider else provider.lower()
+            found[section_of, name] = prices
     return found
 
 

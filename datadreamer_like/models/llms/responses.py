@@ -137,8 +137,11 @@ class OpenAIResponses(OpenAI):
         """Sends one request; a response that failed is an error."""
         reply = await client.responses.with_raw_response.create(**parameters)
         response = reply.parse()
-        if getattr(response, "error", None) is not None:
-            raise ErrorInAnswer(response.error.to_dict())
+        said = getattr(response, "error", None)
+        if said is not None or getattr(response, "output", None) is None:
+            fields = getattr(said, "to_dict", None)
+            lacks = f"it has no output: {response!r:.100}"
+            raise ErrorInAnswer(said if fields is None else fields(), lacks)
         return response, reply.headers
 
     def parameters(self, request: Request, n: int, seed: int | None) -> dict[str, Any]:
@@ -229,13 +232,20 @@ class OpenAIAssistant(OpenAIResponses):
 
 def _items(message: dict[str, Any]) -> list[dict[str, Any]]:
     called = responses_items(message)
-    return [_item(message)] if called is None else [_item(each) if "role" in each else each for each in called]
+    if called is None:
+        return [_item(message)]
+    return [_item(each) if "role" in each else {**each, **_parts("output", each)} for each in called]
 
 
 def _item(message: Mapping[str, Any]) -> dict[str, Any]:
-    content = message.get("content")
+    return {**{name: value for name, value in message.items() if value is not None}, **_parts("content", message)}
+
+
+def _parts(field: str, message: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a field of a message that has parts; nothing if it has none."""
+    content = message.get(field)
     if not isinstance(content, list):
-        return {name: value for name, value in message.items() if value is not None}
+        return {}
     parts = []
     for part in content:
         kind = part.get("type")
@@ -248,7 +258,7 @@ def _item(message: Mapping[str, Any]) -> dict[str, Any]:
             parts.append({"type": "input_image", "detail": "auto", **address})
         else:
             parts.append({**part, "type": _PARTS.get(kind, kind)})
-    return {**message, "content": parts}
+    return {field: parts}
 
 
 def _finish_reason(response: Any) -> str | None:
@@ -292,6 +302,6 @@ def _usage(usage: Any) -> Usage:
     return Usage(
         token_count(usage, "input_tokens"),
         token_count(usage, "output_tokens"),
-        token_count(details, "cached_tokens"),
-        token_count(details, "cache_write_tokens"),
+        token_count(details, "cached_tokens") or 0,
+        token_count(details, "cache_write_tokens") or 0,
     )

@@ -10,13 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from datadreamer_like.errors import BadRequest
 
+from .image_parts import anthropic_message
 from .thoughts import ANTHROPIC, CALL_FIELD, CONVERSE, MESSAGE_FIELDS, RESPONSES, thought_fields, thought_of
-from .tools import Tool, ToolCall, kind_of
+from .tools import Tool, ToolCall, calls_with_own_ids, kind_of
 
 Messages = list[dict[str, Any]]
 
@@ -63,6 +64,31 @@ def without_empty(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: without_empty(each) for name, each in value.items() if each is not None}
     return [without_empty(each) for each in value] if isinstance(value, list) else value
+
+
+def with_own_ids(messages: Messages) -> Messages:
+    """Returns messages in which no two calls have one id, as APIs want it, and without empty lists of calls.
+
+    Results follow their calls: those with the same id are taken in order.
+    """
+    used: set[str] = set()
+    ids: dict[Any, list[str]] = {}
+    made = []
+    for message in messages:
+        calls = message.get("tool_calls")
+        if isinstance(calls, list) and not calls:
+            message = {name: value for name, value in message.items() if name != "tool_calls"}
+        elif isinstance(calls, list) and all(isinstance(call, Mapping) for call in calls):
+            given = [{**call, "id": str(call.get("id") or f"call_{index}")} for index, call in enumerate(calls)]
+            own = calls_with_own_ids(given, used)
+            ids |= {call["id"]: [] for call in given}
+            for call, new in zip(given, own, strict=True):
+                ids[call["id"]].append(new["id"])
+            message = {**message, "tool_calls": own}
+        elif message.get("role") == "tool" and (left := ids.get(message.get("tool_call_id"))):
+            message = {**message, "tool_call_id": left.pop(0) if len(left) > 1 else left[0]}
+        made.append(message)
+    return made
 
 
 def calls_tools(messages: Sequence[Mapping[str, Any]]) -> bool:
@@ -132,7 +158,7 @@ def openai_choice(choice: str | None) -> Any:
 def responses_items(message: dict[str, Any]) -> Messages | None:
     """Returns the items of OpenAI's Responses API for a message with calls or a result; None for another message."""
     if message.get("role") == "tool":
-        call, content = _result(message)
+        call, content = _result(message, images=True)
         return [{"type": "function_call_output", "call_id": call, "output": content}]
     if not message.get("tool_calls"):
         return None
@@ -160,8 +186,8 @@ def anthropic_messages(messages: Messages) -> Messages:
             blocks = ANTHROPIC.turn(_parts(plain.get("content")), neutral_calls(message), _tool_use)
             plain = {"role": "assistant", "content": blocks}
         elif message.get("role") == "tool":
-            call, content = _result(message)
-            block = {"type": "tool_result", "tool_use_id": call, "content": content}
+            call, content = _result(message, images=True)
+            block = anthropic_message({"type": "tool_result", "tool_use_id": call, "content": content})
             if made and made[-1] is results:
                 results["content"].append(block)
                 continue
@@ -178,10 +204,10 @@ def anthropic_choice(choice: str | None) -> dict[str, Any] | None:
     return {"type": "any" if kind == "required" else kind}
 
 
-def converse_result(message: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the block of Bedrock's Converse API for the result of a call."""
-    call, content = _result(message)
-    return {"toolResult": {"toolUseId": call, "content": [{"text": content}]}}
+def converse_result(message: Mapping[str, Any], blocks: Callable[[Any], list[dict[str, Any]]]) -> dict[str, Any]:
+    """Returns the block of Bedrock's Converse API for the result of a call; `blocks` makes those of its content."""
+    call, content = _result(message, images=True)
+    return {"toolResult": {"toolUseId": call, "content": blocks(content)}}
 
 
 def converse_turn(said: Sequence[dict[str, Any]], message: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -220,10 +246,18 @@ def _filled(message: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in message.items() if value is not None}
 
 
-def _result(message: Mapping[str, Any]) -> tuple[str, str]:
+def _result(message: Mapping[str, Any], *, images: bool = False) -> tuple[str, Any]:
+    """Returns the id of a call and its result: a text or, if the API takes `images` and there are any, parts."""
     call, content = message.get("tool_call_id"), message.get("content")
     if not isinstance(call, str) or not call:
         raise BadRequest('A message of the role "tool" has no tool_call_id: the id of the call that it is a result of.')
+    if isinstance(content, list) and any(_is_image(part) for part in content):
+        if not images:
+            raise BadRequest(
+                "The result of a call has an image, and this API takes only texts there. Put the image into a message "
+                'of the role "user" after the results, or leave it out.'
+            )
+        return call, [without_empty(part) for part in content]
     if isinstance(content, list) and all(_text_of(part) is not None for part in content):
         content = "".join(str(_text_of(part)) for part in content)
     return call, content if isinstance(content, str) else "" if content is None else _json(content)
@@ -233,6 +267,10 @@ def _text_of(part: object) -> str | None:
     """Returns the text of a part of a message; None for other parts and other values."""
     text = part.get("text") if isinstance(part, Mapping) and part.get("type") == "text" else None
     return text if isinstance(text, str) else None
+
+
+def _is_image(part: object) -> bool:
+    return isinstance(part, Mapping) and part.get("type") == "image_url" and bool(part.get("image_url"))
 
 
 def _short_id(call: str) -> str:

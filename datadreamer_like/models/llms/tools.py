@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -75,6 +76,20 @@ def checked_choice(choice: object, tools: Sequence[Tool]) -> str | None:
             f"{', '.join(names)}."
         )
     return choice
+
+
+def calls_with_own_ids(calls: Sequence[Any], used: set[str]) -> list[Any]:
+    """Returns calls of which none has the id of another, nor one of those `used`, to which theirs are added."""
+    made = []
+    for call in calls:
+        given = own = str(call["id"])
+        for number in itertools.count(1):
+            if own not in used:
+                break
+            own = f"{given}_{number}"
+        used.add(own)
+        made.append(call if own == call["id"] else {**call, "id": own})
+    return made
 
 
 def kind_of(choice: str | None) -> str:

@@ -7,6 +7,7 @@ objects of each answer.
 from __future__ import annotations
 
 import json
+import logging
 import ssl
 from collections.abc import Mapping
 from contextlib import suppress
@@ -14,6 +15,10 @@ from importlib import import_module
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
+
+from .endpoint import shown_address
+
+logger = logging.getLogger("datadreamer_like")
 
 # Options of the SDK's clients whose effects are in the client's address, headers and query.
 _UNDERSTOOD = {"organization", "project", "default_headers", "default_query"}
@@ -49,7 +54,10 @@ _DECODER = json.JSONDecoder(object_hook=Fields)
 
 def read_answer(text: str) -> Fields:
     """Returns the object in a reply; raises ValueError for a reply of another form."""
-    answer = _DECODER.decode(text)
+    try:
+        answer = _DECODER.decode(text)
+    except ValueError as error:
+        raise ValueError(f"it is not JSON ({error}): {text[:100]!r}" if text.strip() else "it is empty") from error
     if not isinstance(answer, Fields):
         raise ValueError(f"it is not a JSON object: {text[:100]!r}")
     return answer
@@ -69,6 +77,7 @@ class Wire:
         self._client = client
         self._address = f"{str(client.base_url).rstrip('/')}/"
         self._proxy = _proxy_of(self._address)
+        self._warned = False
         secure = urlsplit(self._address).scheme == "https"
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, ssl=_trusted() if secure else True),
@@ -112,10 +121,21 @@ class Wire:
             # It might lead to another host, which must not get the key.
             allow_redirects=False,
         ) as response:
-            text = (await response.read()).decode(errors="replace")
+            text = self._text_of(await response.read(), response.charset)
             if response.status >= 400:
                 raise Refused(response, text)
             return (None if response.status >= 300 else read_answer(text)), response.headers
+
+    def _text_of(self, raw: bytes, charset: str | None) -> str:
+        """Returns the text of a reply: in UTF-8, or as it begins; a few servers write JSON in another `charset`."""
+        for encoding in (json.detect_encoding(raw), charset):
+            with suppress(UnicodeDecodeError, LookupError):
+                return raw.decode(encoding or "utf-8")
+        if not self._warned:
+            self._warned = True
+            text = "%s sends answers that are not in UTF-8; what cannot be read of them is replaced by \ufffd."
+            logger.warning(text, shown_address(self._address))
+        return raw.decode(errors="replace")
 
     async def close(self) -> None:
         """Closes the connections."""

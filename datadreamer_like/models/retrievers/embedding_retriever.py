@@ -18,6 +18,7 @@ from datadreamer_like.errors import (
     EmptyDataset,
     ModelError,
     StorageError,
+    check_number,
     require_extra,
 )
 
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 Vectors = np.ndarray[Any, np.dtype[np.float32]]
 
 _VECTORS_AT_ONCE = 4_096
+# Parameters with which nothing would be searched otherwise.
+_AT_LEAST_ONE = {"nprobe", "efSearch", "efConstruction"}
 # Vectors for training an index with cells, drawn at random: FAISS wants 39 to 256 for each cell.
 _TRAINING_VECTORS = 65_536
 _TRAINING_VECTORS_PER_CELL = 64
@@ -209,13 +212,15 @@ class EmbeddingRetriever(IndexedRetriever):
 
         try:
             core = faiss.index_factory(dims, self.index_type or "Flat", faiss.METRIC_INNER_PRODUCT)
+            if _cells(core) == 0:
+                raise RuntimeError("it has no cells")
         except RuntimeError as error:
             raise DefinitionError(
                 f'FAISS has no index "{self.index_type}" for vectors of {dims} numbers. See its index factory for the '
                 "names, or leave index_type out."
             ) from error
         cells = _cells(core)
-        if cells > len(self.texts):
+        if cells is not None and cells > len(self.texts):
             raise DefinitionError(
                 f'index_type="{self.index_type}" has {cells:,} cells, and the corpus {len(self.texts):,} texts. Leave '
                 "index_type out: comparing with so few texts is fast."
@@ -228,6 +233,8 @@ class EmbeddingRetriever(IndexedRetriever):
 
         parameters = faiss.ParameterSpace()
         for name, value in self.kwargs.items():
+            if name.rpartition("_")[2] in _AT_LEAST_ONE:
+                check_number(value, name, 1)
             try:
                 parameters.set_index_parameter(index, name, value)
             except (RuntimeError, TypeError) as error:
@@ -237,7 +244,7 @@ class EmbeddingRetriever(IndexedRetriever):
 
     def _train(self, core: Any, matrix: Vectors) -> None:
         """Trains an index on vectors [texts, dims] that are drawn at random, always the same ones."""
-        size = min(len(matrix), max(_TRAINING_VECTORS, _TRAINING_VECTORS_PER_CELL * _cells(core)))
+        size = min(len(matrix), max(_TRAINING_VECTORS, _TRAINING_VECTORS_PER_CELL * (_cells(core) or 0)))
         chosen = np.random.default_rng(0).choice(len(matrix), size, replace=False)
         try:
             core.train(np.array(matrix[np.sort(chosen)]))
@@ -263,11 +270,11 @@ class EmbeddingRetriever(IndexedRetriever):
         self.embedder.unload_model()
 
 
-def _cells(index: Any) -> int:
+def _cells(index: Any) -> int | None:
     import faiss
 
     inner = faiss.try_extract_index_ivf(index)
-    return 0 if inner is None else int(inner.nlist)
+    return None if inner is None else int(inner.nlist)
 
 
 def _portions(pairs: Iterator[tuple[int, Any]], dims: int) -> Iterator[tuple[np.ndarray[Any, Any], Vectors]]:
