@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, get_args
 
@@ -24,6 +24,8 @@ from .teacher import check_logits
 Array = np.ndarray[Any, Any]
 Columns = dict[str, Array]
 """Signals of a row: flat arrays by name."""
+Named = Callable[[int], str]
+"""Returns what a message calls a row of a batch, by its index in the batch."""
 
 _HALF = float(np.finfo(np.float16).max)
 _UINT16_IDS = 1 << 16
@@ -43,11 +45,12 @@ class Signals(ABC):
         return self
 
     @abstractmethod
-    def capture(self, found: Any, mask: Tensor, keys: Sequence[bytes]) -> list[Columns]:
+    def capture(self, found: Any, mask: Tensor, keys: Sequence[bytes], named: Named | None = None) -> list[Columns]:
         """Returns the columns of each row of a batch.
 
         `found` is the field `reads` of the teacher's outputs, `mask` [rows, positions] has the positions to keep, and
-        `keys` are digests of the rows, which seed what is random. A NaN or +∞ raises `DataError`.
+        `keys` are digests of the rows, which seed what is random. A NaN or +∞ raises `DataError`, in which `named`
+        returns what a row of the batch is called.
         """
 
     @abstractmethod
@@ -99,14 +102,14 @@ class TopK(Signals):
         """The rule of its `SparseTargets`."""
         return self.tail
 
-    def capture(self, found: Any, mask: Tensor, keys: Sequence[bytes]) -> list[Columns]:
+    def capture(self, found: Any, mask: Tensor, keys: Sequence[bytes], named: Named | None = None) -> list[Columns]:
         """Returns `ids`, `log_probs` [positions, k] and `rest` [positions, temperatures] of each row."""
+        check_logits(found, mask, named)
         kept: Tensor = found[mask]
         parts = [self._captured(kept[start : start + _POSITIONS_A_TIME]) for start in _starts(len(kept))]
         return _by_row(_joined(parts), mask)
 
     def _captured(self, logits: Tensor) -> Columns:
-        check_logits(logits)
         log_q = logits.float().log_softmax(-1)
         best = log_q.topk(min(self.k, log_q.shape[-1]), dim=-1)
         log_q.scatter_(1, best.indices, -math.inf)
@@ -171,8 +174,9 @@ class Sampled(Signals):
             return self
         return replace(self, temperature=float(next(iter(temperatures))))
 
-    def capture(self, found: Any, mask: Tensor, keys: Sequence[bytes]) -> list[Columns]:
+    def capture(self, found: Any, mask: Tensor, keys: Sequence[bytes], named: Named | None = None) -> list[Columns]:
         """Returns `ids`, `log_probs` [positions, n] and `least` [positions], the logarithm of c, of each row."""
+        check_logits(found, mask, named)
         draws = []
         for key, count in zip(keys, mask.sum(-1).tolist(), strict=True):
             # Seeded by the row, so that the draw does not depend on the rows asked with it.
@@ -183,7 +187,6 @@ class Sampled(Signals):
         return _by_row(_joined([self._captured(kept[span], draw[span]) for span in spans]), mask)
 
     def _captured(self, logits: Tensor, draw: Tensor) -> Columns:
-        check_logits(logits)
         log_q = (logits.float() / self.temperatures[0]).log_softmax(-1)
         best = log_q.topk(min(self.n, log_q.shape[-1]), dim=-1)
         top, q = best.values.double().exp(), log_q.double().exp()  # the sum of many probabilities needs the digits
@@ -233,11 +236,11 @@ class Hidden(Signals):
             )
         object.__setattr__(self, "layers", tuple(sorted({*numbers})))
 
-    def capture(self, found: Any, mask: Tensor, keys: Sequence[bytes]) -> list[Columns]:
+    def capture(self, found: Any, mask: Tensor, keys: Sequence[bytes], named: Named | None = None) -> list[Columns]:
         """Returns `layer_N` [tokens, hidden size] of each row."""
+        for layer in self.layers:
+            check_logits(found[layer].abs(), mask, named)
         states = {f"layer_{layer}": found[layer][mask] for layer in self.layers}
-        for each in states.values():
-            check_logits(each)
         return _by_row({name: _half(each) for name, each in states.items()}, mask)
 
     def restore(self, columns: Mapping[str, Array], mask: Tensor) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from datadreamer_like.errors import StorageError
 from datadreamer_like.storage.answers import AnswerStore
 
-from .teacher import check_logits
+from .teacher import check_logits, named_text
 
 
 class StoredAnswers:
@@ -47,8 +47,9 @@ class StoredAnswers:
             known = self.store.get_many(found)
             new = {key: text for key, text, value in zip(found, part, known, strict=True) if value is None}
             if new:
-                logits = ask(list(new.values())).float().cpu()
-                check_logits(logits)  # a value that is stored is never asked again
+                asked = list(new.values())
+                logits = ask(asked).float().cpu()
+                check_logits(logits, named=named_text(asked))  # a value that is stored is never asked again
                 rows = zip(new, logits.numpy(), strict=True)
                 self.store.put_many([(key, row.tobytes()) for key, row in rows])
             keys += b"".join(found)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import getattr_static
@@ -191,7 +190,7 @@ def teacher_logits_for_texts(
                         f"The teacher, {type(model).__name__}, gives no logits [rows, classes], so it cannot teach a "
                         "classifier. Load it as a model for sequence classification."
                     )
-                check_logits(logits)
+                check_logits(logits, named=named_text([texts[rows[index]] for index in part]))
                 if not len(found):
                     found = torch.empty(len(texts), logits.shape[-1])
                 found[[rows[index] for index in part]] = logits.float().cpu()
@@ -200,19 +199,29 @@ def teacher_logits_for_texts(
     return found
 
 
-def check_logits(logits: Tensor, mask: Tensor | None = None) -> None:
-    """Raises `DataError` if a teacher's logits or states [..., classes] have a NaN or +∞; -∞ is a probability of 0.
+def check_logits(logits: Tensor, mask: Tensor | None = None, named: Callable[[int], str] | None = None) -> None:
+    """Raises `DataError` if a teacher's logits [rows, ..., classes] have a NaN or +∞, or if all of a position are -∞.
 
-    Only the positions that `mask` [...] keeps count.
+    One -∞ is a probability of 0. Only the positions that `mask` [rows, ...] keeps count. `named` returns what the
+    message calls a row.
     """
     if not logits.numel():
         return
-    highest = logits.amax(-1)  # the maximum of a NaN is NaN
-    if not ((highest if mask is None else highest[mask.bool()]) < math.inf).all():
+    wrong = ~logits.amax(-1).isfinite()  # the maximum of a NaN is NaN
+    if mask is not None:
+        wrong &= mask.bool()
+    if wrong.any():
+        where = "" if named is None else f" for {named(int(wrong.nonzero()[0, 0]))}"
         raise DataError(
-            "The teacher's outputs have a value that is NaN or infinite, from which nothing can be learned. Check its "
-            "weights: such a model diverged in training, or overflows in its dtype; try dtype=torch.float32."
+            f"The teacher's outputs{where} are NaN or infinite, so nothing can be learned from them. Check its "
+            "weights, and its dtype, in which it may overflow: try dtype=torch.float32. If only a few rows are "
+            "concerned, filter them out."
         )
+
+
+def named_text(texts: Sequence[str]) -> Callable[[int], str]:
+    """Returns what a message calls one of the texts, by its index."""
+    return lambda index: f"the text {texts[index][:60]!r}"
 
 
 def _logits_of_reader(
@@ -227,7 +236,7 @@ def _logits_of_reader(
                 f"{reader!r} returned logits of shape {tuple(logits.shape)} for {len(part)} texts and "
                 f"{len(reader.classes)} classes. Expected one row per text and one column per class."
             )
-        check_logits(logits)
+        check_logits(logits, named=named_text(part))
         parts.append(logits)
         if on_rows is not None:
             on_rows(len(part))

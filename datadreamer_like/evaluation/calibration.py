@@ -43,7 +43,8 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
 
     Temperature scaling, Guo et al. 2017, arXiv:1706.04599. The loss is convex in 1/T, so bisection on the sign of its
     derivative finds the minimum; T is at least 0.01 and at most 100, the values where there is none, as when all
-    rows are right. Dividing by T changes no row's most likely class. Fit it on rows that the model was not trained on.
+    rows are right, and 1 where all rows have equal logits, for which all T are the same. Dividing by T changes no row's
+    most likely class. Fit it on rows that the model was not trained on.
 
     Args:
         logits: Logits of validation rows [rows, classes].
@@ -59,6 +60,7 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
         3.64...
     """
     scores = _finite(logits, "logits")
+    scores = scores - scores.max(1, keepdims=True)  # equal logits are exactly 0
     right = scores[np.arange(len(scores)), _positions(labels, scores)]
 
     def slope(beta: float) -> float:
@@ -138,6 +140,8 @@ def reliability(
 def _temperature(slope: Any) -> float:
     """Returns 1/beta where `slope`, the derivative of a convex loss in beta, is zero; else a limit."""
     low, high = np.log(1 / MOST), np.log(1 / LEAST)
+    if slope(np.exp(high)) == slope(np.exp(low)) == 0:
+        return 1.0
     if slope(np.exp(high)) <= 0:
         return LEAST
     if slope(np.exp(low)) >= 0:
@@ -163,6 +167,9 @@ def _events(probabilities: ArrayLike, labels: ArrayLike) -> Iterator[tuple[Array
 def _bins(confidence: Array, right: Array, bins: int, adaptive: bool) -> list[ReliabilityBin]:
     check_number(bins, "bins", 1, whole=True)
     if adaptive:
+        # Rows of equal confidence may be in two bins: each counts as their mean, in any order.
+        _, same = np.unique(confidence, return_inverse=True)
+        right = (np.bincount(same, right) / np.bincount(same))[same]
         order = np.argsort(confidence, kind="stable")
         parts = [part for part in np.array_split(order, bins) if len(part)]
         limits = [(float(confidence[part].min()), float(confidence[part].max())) for part in parts]

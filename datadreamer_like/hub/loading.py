@@ -61,15 +61,21 @@ def repr_of(value: object) -> str:
 
 def _adapter(given: str, base: str, task: str, options: Mapping[str, object]) -> str:
     if task == "sentence-similarity":
+        fetched = {name: options[name] for name in ("revision", "trust_remote_code") if name in options}
+        further = _named(fetched | {"model_kwargs": {k: v for k, v in options.items() if k not in fetched}})
         return (
             "from sentence_transformers import SentenceTransformer\n\n"
-            f"model = SentenceTransformer({base})\nmodel.load_adapter({given})"
+            f"model = SentenceTransformer({base}{further})\nmodel.load_adapter({given})"
         )
-    loader = _CLASSES.get(task, "AutoModel")
-    further = "".join(f", {name}={repr_of(value)}" for name, value in options.items())
+    loader, further = _CLASSES.get(task, "AutoModel"), _named(options)
     return (
         f"from peft import PeftModel\nfrom transformers import {loader}, AutoTokenizer\n\n"
         f"base = {loader}.from_pretrained({base}{further})\n"
         f"model = PeftModel.from_pretrained(base, {given}).eval()\n"
         f"tokenizer = AutoTokenizer.from_pretrained({given})"
     )
+
+
+def _named(options: Mapping[str, object]) -> str:
+    """Returns further arguments of a call, by name, as Python code."""
+    return "".join(f", {name}={repr_of(value)}" for name, value in options.items() if value != {})

@@ -53,7 +53,6 @@ def test_temperature_has_limits_where_there_is_no_minimum():
     right = np.array([[2.0, 0.0], [0.0, 2.0]])
     assert fit_temperature(right, [0, 1]) == 0.01
     assert fit_temperature(right, [1, 0]) == 100.0
-    assert fit_temperature(np.zeros((3, 2)), [0, 1, 1]) in (0.01, 100.0)  # all temperatures are the same
 
 
 def test_each_class_of_a_multi_label_model_has_its_own_temperature():
@@ -139,3 +138,17 @@ def test_reliability_lists_the_bins_that_have_rows():
 def test_bad_input_is_named(call: Any, error: type[Exception], message: str):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_logits_that_are_all_equal_leave_the_temperature_at_one():
+    assert fit_temperature([[0.1, 0.1, 0.1]] * 5, [0, 1, 2, 0, 1]) == 1.0
+    assert fit_temperature(np.zeros((3, 2)), [0, 1, 1]) == fit_temperature([[0.3]] * 5, [0] * 5) == 1.0
+    assert fit_temperatures([[0.0]] * 4, [[1], [0], [1], [0]]) == [1.0]
+    assert fit_temperature([[2.0, 0.0]] * 5, [0] * 5) == pytest.approx(0.01)
+
+
+def test_the_adaptive_error_does_not_depend_on_the_order_of_rows_of_equal_confidence():
+    rows = [[0.75, 0.25]] * 60 + [[0.9, 0.1]] * 30
+    labels = [0] * 45 + [1] * 15 + [0] * 27 + [1] * 3
+    assert expected_calibration_error(rows, labels, adaptive=True) == pytest.approx(0.0, abs=1e-12)
+    assert expected_calibration_error(rows[::-1], labels[::-1], bins=7, adaptive=True) == pytest.approx(0.0, abs=1e-12)

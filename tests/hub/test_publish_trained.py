@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -106,7 +107,7 @@ def test_an_adapter_of_an_embedder_is_one_of_the_model_inside(with_bases, bases,
         wanted = trainer.model.encode(TEXTS)
         alone = trainer.export_to_disk(tmp_path / "alone", adapter_only=True)
     code = with_bases.readme("model", "me/adapter")
-    assert 'SentenceTransformer("me/encoder")' in code
+    assert """SentenceTransformer("me/encoder", model_kwargs={'dtype': 'float32'})""" in code
     assert 'model.load_adapter("me/adapter")' in code
     student = SentenceTransformer(str(bases["me/encoder"]), device="cpu")
     student.load_adapter(str(alone))
@@ -152,3 +153,28 @@ def test_a_model_that_only_this_package_runs_is_loaded_with_it(hub, bases, tmp_p
         found = loaded_by_card(hub, name, branch)["model"].predict(TEXTS)
         np.testing.assert_array_equal(found.probabilities, own.predict(TEXTS).probabilities)
     assert "onnx" not in hub.readme("model", "me/linear", "tried")
+
+
+def test_the_base_of_an_adapter_is_loaded_as_it_was_trained_on(with_bases, tmp_path):
+    rope = {"rope_type": "linear", "factor": 8.0, "rope_theta": 100.0}
+    quantized = transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    with DataDreamer(tmp_path / "session", verbose=False):
+        columns = {
+            name: DataSource(name, data={"value": value}).output["value"] if isinstance(value, list) else value
+            for name, value in trainers.TrainHFFineTune.example().items()
+        }
+        adapter = peft.LoraConfig(r=4, target_modules="all-linear")
+        for number, options in enumerate(({"rope_parameters": rope}, {"quantization_config": quantized})):
+            trainer = trainers.TrainHFFineTune(f"Own {number}", "me/decoder", peft_config=adapter, **options)
+            trainer.train(**columns)
+            (fact,) = json.loads(trainer.card.text())[f"Own {number}"]["Base Model of the Adapter"]
+            assert ("'factor': 8.0" if number == 0 else "'load_in_4bit': True") in fact
+            trainer.publish_to_hf_hub("me/adapter", adapter_only=True)
+            made = loaded_by_card(with_bases, "me/adapter")
+            layer = made["base"].model.layers[0].mlp.up_proj
+            assert ("Linear4bit" in str(layer)) == (number == 1)
+            ids = made["tokenizer"](TEXTS[0] + " " + TEXTS[1], return_tensors="pt")["input_ids"]
+            with torch.no_grad():
+                logits = made["model"](input_ids=ids).logits, trainer.model(input_ids=ids).logits
+            within = (1e-3, 1e-2)[number]  # bitsandbytes computes with codes in bf16 on some processors
+            torch.testing.assert_close(*logits, rtol=within, atol=within)

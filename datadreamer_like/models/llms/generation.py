@@ -160,7 +160,8 @@ class Generation(Run):
                     f"The options are: {', '.join(sorted(known))}."
                 )
         if "top_p" not in options:
-            for name in ("temperature", "n"):
+            # The answers of a beam search differ.
+            for name in ("temperature",) if options.get("num_beams") else ("temperature", "n"):
                 _warn_of_greedy(name, options.get(name))
         given: dict[str, Any] = dict(options)
         for name in _NUMBERS.keys() & given.keys():

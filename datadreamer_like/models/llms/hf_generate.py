@@ -12,6 +12,7 @@ import torch
 from transformers.generation import logits_process
 
 from datadreamer_like.distillation.tokens import padded_inputs, padding_id, token_text
+from datadreamer_like.errors import ModelError
 
 from .answer_text import AnswerText, answer_of, answer_text
 from .generation import Answer, Sampling, TokenLogprob
@@ -57,6 +58,7 @@ def generate(
     # Rows that ended before the longest one are padded; without an end token none ends, but at a stop text.
     closing = ends | ({tokenizer.pad_token_id} - {None})
     texts = [_Text(row, closing, sampling.stop, tokenizer) for row in output[:, prompt_length:]]
+    broken = sampler.broken(beams, [text.tokens for text in texts])
     answers = []
     for index, prompt in enumerate(ids):
         first = index * repeats
@@ -66,7 +68,12 @@ def generate(
             logprobs = [sampler.logprobs(first + j % repeats, len(own[j].ids), tokenizer) for j in range(sampling.n)]
         answers.append(
             answer_of(
-                [text.read(readers[index] if readers else None) for text in own],
+                [
+                    AnswerText(None, error=ModelError(_NO_NUMBERS))
+                    if broken[first + j % repeats]
+                    else text.read(readers[index] if readers else None)
+                    for j, text in enumerate(own)
+                ],
                 prompt_tokens=len(prompt),
                 completion_tokens=sum(text.tokens for text in own),
                 cost=0.0,
@@ -75,6 +82,12 @@ def generate(
             )
         )
     return answers
+
+
+_NO_NUMBERS = (
+    "The model's probabilities of the next token are NaN or infinite. Check its weights: such a model diverged in "
+    "training, or overflows in its dtype; try dtype=torch.float32."
+)
 
 
 class _Text:
@@ -142,10 +155,12 @@ class _RowSampler:
         self._generators: list[torch.Generator] = []
         # For each step: chosen ids [rows], their log-probabilities [rows], top ids and log-probabilities [rows, k].
         self._steps: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]] = []
+        self._broken: list[torch.Tensor] = []
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.Tensor:
         """Returns scores [rows, vocabulary] whose maximum is the token to take."""
         raw: torch.Tensor = scores.float()
+        self._broken.append(~raw.amax(dim=-1).isfinite())  # the maximum of a NaN is NaN
         shaped = raw
         for processor in self._shaping:
             shaped = processor(input_ids, shaped)
@@ -171,6 +186,17 @@ class _RowSampler:
             own = logprobs.gather(-1, chosen[:, None])[:, 0]
             self._steps.append((chosen.cpu(), own.cpu(), best.indices.cpu(), best.values.cpu()))
         return shaped
+
+    def broken(self, beams: int, lengths: Sequence[int]) -> list[bool]:
+        """Returns for each text whether it was chosen by scores that are NaN or infinite, given their `lengths`.
+
+        A beam search compares all beams of a prompt, so that one of them breaks all.
+        """
+        steps = torch.stack(self._broken).cpu()  # [steps, rows]
+        if beams > 1:
+            prompts = steps.view(len(steps), -1, beams).any(-1).any(0)
+            return prompts.repeat_interleave(len(lengths) // len(prompts)).tolist()
+        return [bool(steps[:length, row].any()) for row, length in enumerate(lengths)]
 
     def logprobs(self, row: int, length: int, tokenizer: Any) -> list[TokenLogprob]:
         """Returns the model's log-probabilities, before sampling options, of a row's first `length` tokens."""

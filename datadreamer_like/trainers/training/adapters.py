@@ -7,7 +7,7 @@ import json
 import logging
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from transformers.quantizers.base import get_keys_to_not_convert
 
 from datadreamer_like.errors import DefinitionError, HubError, MethodMisfit
 from datadreamer_like.formats import dequantize
-from datadreamer_like.models.trained.hf_source import ADAPTER_FOLDER
+from datadreamer_like.models.trained.hf_source import ADAPTER_FOLDER, HOW_FETCHED
+from datadreamer_like.models.trained.model_facts import dtype_name, head_options
 from datadreamer_like.storage.folders import system_errors
 
 logger = logging.getLogger("datadreamer_like")
@@ -190,6 +191,52 @@ def check_base(name: str, base: str, start: Any) -> None:
             "answers on other weights. Publish that model first and train from its id, or leave adapter_only out to "
             "publish the merged model."
         )
+
+
+def base_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns those arguments of `from_pretrained` that decide the outputs of the base model, as plain values.
+
+    `options` are all that it was loaded with for the training. An adapter is right only on a base model with the same
+    quantization, data type and overrides of its config.
+    """
+    found = {name: value for name, value in options.items() if name not in HOW_FETCHED}
+    if found.get("revision") == "main":
+        del found["revision"]
+    if not found.get("trust_remote_code"):
+        found.pop("trust_remote_code", None)
+    if isinstance(dtype := found.get("dtype"), torch.dtype):
+        found["dtype"] = dtype_name(dtype)
+    if (quantization := found.get("quantization_config")) is not None:
+        config = quantization if isinstance(quantization, dict) else quantization.to_dict()
+        plain: dict[str, Any] = json.loads(json.dumps(config, default=str))  # without enumerations
+        found["quantization_config"] = {name: value for name, value in plain.items() if not name.startswith("_")}
+    return found
+
+
+def described_base(options: Mapping[str, Any]) -> str | None:
+    """Returns what a card says of a base model that was loaded with these options; None if it is the plain one."""
+    kept = base_options(options).items()
+    given = ", ".join(f"{name}={value!r}" for name, value in kept if (name, value) != ("dtype", "float32"))
+    return f"loaded with {given}; the adapter gives other answers on other weights" if given else None
+
+
+def stated_options(name: str, options: Mapping[str, Any], config: PretrainedConfig) -> dict[str, Any]:
+    """Returns the `base_options` for the code in a card, with the head of the model that has this config.
+
+    Raises:
+        HubError: Code cannot state one of them.
+    """
+    found = base_options(options) | head_options(config)
+    for option, value in found.items():
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError):
+            raise HubError(
+                f'"{name}": the base model of the adapter was loaded with {option}={value!r:.100}, which the card '
+                "cannot state, and on another base model the adapter gives other answers. Pass plain values, or leave "
+                "adapter_only out to publish the merged model."
+            ) from None
+    return found
 
 
 def _train_heads(model: Any, config: Any) -> None:

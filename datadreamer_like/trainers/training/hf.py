@@ -165,6 +165,8 @@ class HFTrainer(Trainer):
             card.base_model = self.start.card.base_model
         if isinstance(teacher, TrainedModel) and teacher.node is None:
             card.register("Model Name", teacher.path)
+        if self.peft_config is not None:
+            card.register("Base Model of the Adapter", adapters.described_base(self.load_options()))
         card.register("License Information", self.license)
         card.register("Model Card", self.base_model_card)
         card.register("Objective", repr(objective) if objective is not None else None)
@@ -391,6 +393,7 @@ class HFTrainer(Trainer):
         trained = self.adapter() if adapter_only else self.trained
         if adapter_only:
             adapters.check_base(self.name, self.source, self.start)
+            kwargs["options"] = adapters.stated_options(self.name, self.load_options(), trained.config)
         return trained.publish_to_hf_hub(repo_id, branch, private, token, is_synthetic=is_synthetic, **kwargs)
 
     def adapter(self) -> TrainedModel:

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
+from datadreamer_like.compression.method import why_not_finite
 from datadreamer_like.distillation import Objective, Outputs, has_plain_head
 from datadreamer_like.distillation.outputs import WeightedMean
 from datadreamer_like.errors import DataDreamerError, DefinitionError, MethodMisfit
@@ -31,6 +32,7 @@ from datadreamer_like.storage.folders import system_errors
 from .callbacks import EarlyStop, KeepZeros, Report
 from .checkpoints import CHECKPOINTS, Seal, newest_checkpoint
 from .curves import points
+from .finite import check_weights, diverged
 from .options import Training
 from .seeds import forked_torch
 from .teaching import TeacherAnswers
@@ -106,6 +108,7 @@ def fit(
     if reason:
         advice = " Train before quantizing." if untrainable(model, adapters=True) else _ADAPTER_ADVICE
         raise MethodMisfit(f"{reason[0].upper()}{reason[1:]}{advice}")
+    check_weights(model, "The model to train")
     run.folder.mkdir(parents=True, exist_ok=True)
     args = _arguments(arguments, run, options)
     kept = masks(model)
@@ -130,18 +133,23 @@ def fit(
     except (ValueError, NotImplementedError) as error:  # options that do not go together, in another library's loop
         raise _refused(error) from error
     loop.remove_callback(PrinterCallback)
-    with system_errors():
-        loop.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    try:
+        with system_errors():
+            loop.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    except RuntimeError as error:  # such as of sampling from probabilities that are NaN
+        if why_not_finite(model.named_parameters()):
+            raise diverged("The weights became NaN or infinite", training.learning_rate) from error
+        raise
     reapply(model, kept)
     state = loop.state
     chosen_by = str(args.metric_for_best_model).removeprefix("eval_")
     measured = [entry for entry in state.log_history if f"eval_{chosen_by}" in entry]
     best = next((entry for entry in measured if entry["step"] == state.best_global_step), None)
     if best is None:
-        raise DefinitionError(
-            f"The validation {chosen_by} was {measured[-1][f'eval_{chosen_by}']} after every epoch: the training "
-            f"diverged. Lower learning_rate, which was {training.learning_rate}."
-        )
+        last = measured[-1][f"eval_{chosen_by}"]
+        raise diverged(f"The validation {chosen_by} was {last} after every epoch", training.learning_rate)
+    if why_not_finite(model.named_parameters()):
+        raise diverged(f"In the epoch with the best {chosen_by} the weights were NaN", training.learning_rate)
     model.train(False)
     history = [_figures(entry) for entry in measured]
     return Fit(_figures(best), float(state.epoch or 0.0), history, points(state.log_history))

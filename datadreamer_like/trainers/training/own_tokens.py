@@ -56,9 +56,14 @@ def own_tokens_teacher(
             with torch.no_grad(), eval_mode(teacher.model):
                 found = own.forward(teacher.model, read, _WANTS)
             if found.logits is not None:
-                check_logits(found.logits, read["mask"])
+                check_logits(found.logits, read["mask"], named_row(split, examples[split], batch))
             return replace(found, positions=read["mask"])
 
         return live
 
     return {split: answers(split) for split in columns}
+
+
+def named_row(split: str, examples: Examples, batch: Batch) -> Callable[[int], str]:
+    """Returns what a message calls a row of a batch, by its index in the batch."""
+    return lambda index: f"row {int(examples.numbers[int(batch['rows'][index])])} of the {split} rows"

@@ -26,6 +26,7 @@ from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.models.trained.model_node import ModelNode
 from datadreamer_like.models.trained.trained_model import TrainedModel
 
+from .finite import check_weights
 from .generated_signals import signals_of_generations
 
 logger = logging.getLogger("datadreamer_like")
@@ -142,6 +143,7 @@ class SignalReader:
             if "logits" in wants:
                 task.check_teacher(teacher)
             model: Any = teacher.model
+            check_weights(model, "The teacher")
             with torch.no_grad(), eval_mode(model, None if stays(model) else self.device):
                 for part in self._batches(rows, int(getattr(model.config, "vocab_size", None) or self.tokens)):
                     batch = task.collate([self._examples[row][0][self._examples[row][1]] for row in part])
@@ -154,11 +156,17 @@ class SignalReader:
                         if signals.reads == "logits":  # the rest is padding of the head
                             values = values[..., : self.tokens]
                         keys = [self._keys[row] for row in part]
-                        captured = signals.capture(values, self._mask(signals.reads, batch), keys)
+                        named = partial(self._named, part)
+                        captured = signals.capture(values, self._mask(signals.reads, batch), keys, named)
                         columns = [one | other for one, other in zip(columns, captured, strict=True)]
                     self._asked += len(part)
                     usage.note = f"asking the teacher, {self._asked:,} of {len(rows):,} rows"
                     yield from zip(part, columns, strict=True)
+
+    def _named(self, part: Sequence[int], index: int) -> str:
+        examples, row = self._examples[part[index]]
+        split = next(name for name, start in self._starts.items() if start == part[index] - row)
+        return f"row {int(examples.numbers[row])} of the {split} rows"
 
     def _batches(self, rows: Sequence[int], vocabulary: int) -> Iterator[list[int]]:
         """Yields rows of similar length, as many as their logits fit the memory for a batch."""

@@ -40,7 +40,8 @@ from datadreamer_like.graph import Node, current_session, current_usage
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.models.trained.model_node import ModelNode
 
-from .own_tokens import own_tokens_teacher
+from .finite import check_weights
+from .own_tokens import named_row, own_tokens_teacher
 from .signals import SignalReader
 
 TeacherAnswers = Callable[[Batch, int], Outputs | None]
@@ -130,6 +131,7 @@ def prepare_teacher(
         return Teaching(untaught, factored=objective.takes_factors)
     if objective.own_tokens and not isinstance(teacher, StoredTeacher):
         reader = tokens_teacher(teacher, "next-token logits")
+        check_weights(reader.model, "The teacher")
         return Teaching(own_tokens_teacher(reader, task, columns, examples, max_length, scratch), reader.model)
     session = current_session()
     cache = (session.cache_folder if session is not None else None) or scratch
@@ -168,17 +170,18 @@ def _live(objective: Objective, task: Task, examples: Mapping[str, Examples]) ->
     assert objective.teacher is not None
     wants = objective.teacher_wants
     teacher = tokens_teacher(objective.teacher, " and ".join(sorted(wants)).replace("_", " "))
+    check_weights(teacher.model, "The teacher")
     check_same_vocabulary(teacher, task.tokenizer)
     check_attentions(teacher.model, wants, "the teacher")
 
     factored = objective.takes_factors and has_plain_head(teacher.model)
     wants |= {"factors"} if factored else set()
 
-    def live(batch: Batch, student_logits: int) -> Outputs:
+    def live(split: str, batch: Batch, student_logits: int) -> Outputs:
         move_teacher(teacher.model, batch["input_ids"].device)
         with torch.no_grad(), eval_mode(teacher.model):
             found = task.forward(teacher.model, batch, wants)
-        _check_outputs(found, task, batch)
+        _check_outputs(found, task, batch, named_row(split, examples[split], batch))
         if found.factors is not None:
             weight, bias = task.aligned(teacher, found.factors.weight.T, student_logits).T, found.factors.bias
             bias = None if bias is None else task.aligned(teacher, bias, student_logits)
@@ -187,13 +190,18 @@ def _live(objective: Objective, task: Task, examples: Mapping[str, Examples]) ->
             return found
         return replace(found, logits=task.aligned(teacher, found.logits, student_logits))
 
-    return Teaching(dict.fromkeys(examples, live), teacher.model, factored=factored)
+    answers = {split: partial(live, split) for split in examples}
+    return Teaching(answers, teacher.model, factored=factored)
 
 
-def _check_outputs(found: Outputs, task: Task, batch: Batch) -> None:
+def _check_outputs(found: Outputs, task: Task, batch: Batch, named: Callable[[int], str]) -> None:
     """Refuses what a teacher gave for a batch if it is not finite where it counts."""
-    logits = found.logits if found.factors is None else found.factors.states
-    if logits is not None:
-        check_logits(logits, batch["mask"])
-    if found.hidden_states:
-        check_logits(found.hidden_states[-1], task.state_mask(batch))
+    if found.logits is not None:
+        check_logits(found.logits, batch["mask"], named)
+    if found.factors is not None:
+        check_logits(found.factors.states.abs(), batch["mask"], named)
+    states = [*(found.hidden_states or ())[-1:]]
+    for each in found.projections or ():
+        states += [part.transpose(1, 2).flatten(2) for part in (each.queries, each.keys, each.values)]
+    for part in states:
+        check_logits(part.abs(), task.state_mask(batch), named)

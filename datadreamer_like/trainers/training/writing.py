@@ -11,7 +11,7 @@ import pyarrow as pa
 from datadreamer_like.distillation import Objective
 from datadreamer_like.distillation.generated import Beams
 from datadreamer_like.errors import ArgumentTypeError, DataError
-from datadreamer_like.evaluation.columns import Columns, read_texts
+from datadreamer_like.evaluation.columns import Columns, read_rows, read_texts
 from datadreamer_like.graph import current_usage
 from datadreamer_like.graph.origin import Origin
 from datadreamer_like.graph.output import Column, OutputIterableDatasetColumn
@@ -45,20 +45,28 @@ def with_written_answers(objective: Objective, columns: Columns, device: Any) ->
     for split, given in columns.items():
         (name, prompts), *rest = given.items()
         output, reference = rest[0] if rest else (f"{split}_output", None)
-        written = _column(objective, beams, writer, name, prompts, reference)
+        written = _column(objective, beams, writer, (name, prompts), (output, reference))
         found[split] = {**given, f"{split}_{WRITTEN}" if beams.keep_reference else output: written}
     return found
 
 
 def _column(
-    objective: Objective, beams: Beams, writer: HFTransformers, name: str, prompts: Column, reference: Column | None
+    objective: Objective,
+    beams: Beams,
+    writer: HFTransformers,
+    asked: tuple[str, Column],
+    known: tuple[str, Column | None],
 ) -> Column:
+    (name, prompts), (reference_name, reference) = asked, known
     options: dict[str, Any] = {"max_new_tokens": beams.max_new_tokens, "temperature": 0.0, "n": beams.candidates}
     if beams.size > 1:
         options["num_beams"] = beams.size
 
     def answers() -> Iterator[str]:
         usage = current_usage()
+        chosen_by = {reference_name: reference} if beams.needs_reference and reference is not None else {}
+        for _ in read_rows({name: prompts, **chosen_by}):  # before the teacher works
+            pass
         texts, shown = tee(read_texts(prompts, name))
         references = repeat(None) if reference is None else reference.values()
         try:
