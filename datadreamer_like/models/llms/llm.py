@@ -159,8 +159,8 @@ class LLM(Model):
     def follow_up(self, request: Request, answer: Answer, reason: str) -> Prompt:
         """Returns the prompt for another attempt after an answer was rejected.
 
-        By default it continues the conversation: the prompt, the rejected answer, the reason. For a model that takes
-        plain texts (`takes_chat` is False) the three are joined to one text.
+        It continues the conversation: the prompt, the rejected answer, the reason. A text that is not sent as a chat
+        message (`takes_chat` is False) stays one: the three are joined.
         """
         rejected = answer_words(answer) or ""
         if isinstance(request.prompt, str) and not self.takes_chat:
@@ -173,8 +173,8 @@ class LLM(Model):
 
     @property
     def takes_chat(self) -> bool:
-        """Whether a text is sent as a chat message; False for models that continue a plain text."""
-        return True
+        """Whether a text is sent as a chat message; by default False: it is given to the model's code as it is."""
+        return False
 
     @property
     def scores_chat(self) -> bool:
