@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Self
 
 from datadreamer_like.errors import DefinitionError
 from datadreamer_like.graph.identity import class_part
+from datadreamer_like.storage.exports import local_path
 
 
 class Model:
@@ -32,7 +33,7 @@ class Model:
     _source: Any = None
 
     def __init__(self, cache_folder_path: str | Path | None = None) -> None:
-        self.cache_folder_path = cache_folder_path
+        self.cache_folder_path = local_path(cache_folder_path, "cache_folder_path") if cache_folder_path else None
 
     @classmethod
     def example(cls, model: Any) -> Self:

@@ -178,8 +178,8 @@ class LLM(Model):
 
     @property
     def scores_chat(self) -> bool:
-        """Whether `score` sends a text as a chat message, as `run` does if `takes_chat`."""
-        return self.takes_chat
+        """Whether `score` sends a text as a chat message: as `takes_chat`, and True for a class that leaves it out."""
+        return self.takes_chat or type(self).takes_chat is LLM.takes_chat
 
     def count_tokens(self, value: str) -> int:
         """Returns the number of tokens of a text; a conservative estimate if there is no tokenizer."""
