@@ -166,7 +166,7 @@ def distilbert_student(teacher: Teacher, to: str | Path, layers: int | Sequence[
         if head is not None:
             student.vocab_projector.bias.copy_(head.decoder.bias)
             student.vocab_projector.weight.copy_(head.decoder.weight)
-    folder = Path(to)
+    folder = Path(to).expanduser()
     student.to(torch.float32).save_pretrained(folder)
     teacher.tokenizer.save_pretrained(folder)
     return folder

@@ -335,10 +335,13 @@ class Node:
         if manifest.failures:
             row, message = next(iter(manifest.failures.items()))
             text = "%s: %s of its rows failed and have no value; the first is row %s: %s%s"
-            hint = "" if self.keeps_failed_rows else " The next run requests them again."
-            if not manifest.retriable_rows:
+            again, total = manifest.retriable_rows, len(manifest.failed)
+            hint = f" The next run requests {'them' if again == total else f'{again:,} of them'} again."
+            if self.keeps_failed_rows:
+                hint = ""
+            if not again:
                 hint = " They would fail again; force=True tries them anyway."
-            logger.warning(text, self.name, f"{len(manifest.failed):,}", row, message, hint)
+            logger.warning(text, self.name, f"{total:,}", row, message, hint)
 
     def revise(self, change: Callable[[Path], None]) -> None:
         """Replaces the result by a copy of it, to which `change` is applied: a result itself is never changed."""

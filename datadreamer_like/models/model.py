@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Self
 
 from datadreamer_like.errors import DefinitionError
 from datadreamer_like.graph.identity import class_part
+from datadreamer_like.storage.exports import local_path
 
 
 class Model:
@@ -32,7 +33,7 @@ class Model:
     _source: Any = None
 
     def __init__(self, cache_folder_path: str | Path | None = None) -> None:
-        self.cache_folder_path = cache_folder_path
+        self.cache_folder_path = local_path(cache_folder_path, "cache_folder_path") if cache_folder_path else None
 
     @classmethod
     def example(cls, model: Any) -> Self:
@@ -105,7 +106,10 @@ def free_memory() -> None:
 
 def check_spelling(device: Any, dtype: Any) -> None:
     """Refuses devices and data types that do not exist; does not load torch for those that scripts usually name."""
-    for each in device if isinstance(device, list) else [] if device is None else [device]:
+    listed = device if isinstance(device, list) else [] if device is None else [device]
+    if len(listed) > 1 and any(str(each).startswith("cpu") for each in listed):
+        raise DefinitionError(f"device={listed!r}: a model is spread over GPUs only. Name one device, or several GPUs.")
+    for each in listed:
         if not (isinstance(each, str) and re.fullmatch(r"(cpu|cuda|mps)(:\d+)?", each)):
             checked_device(each)
     if device == []:
@@ -118,10 +122,9 @@ def checked_device(device: Any) -> Any:
     """Returns the `torch.device` that an argument names; refuses one that this machine does not have."""
     import torch
 
-    try:
-        found = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise DefinitionError(f'device cannot be {device!r}. Pass "cpu", "cuda" or "cuda:0".') from error
+    found = named_device(device)
+    if found.type == "mps" and not torch.backends.mps.is_available():
+        raise DefinitionError(f'device="{found}" was given, but this machine has no MPS device. Leave it out.')
     if found.type == "cuda" and (not torch.cuda.is_available() or (found.index or 0) >= torch.cuda.device_count()):
         raise DefinitionError(
             f'device="{found}" was given, but this machine has {torch.cuda.device_count()} CUDA devices. Leave it out.'
@@ -129,6 +132,17 @@ def checked_device(device: Any) -> Any:
     if found.type == "meta":
         raise DefinitionError('device="meta" holds no weights. Pass "cpu", "cuda" or "cuda:0".')
     return found
+
+
+def named_device(device: Any) -> Any:
+    """Returns the `torch.device` that an argument names, on this machine or another; a number is that of a GPU."""
+    import torch
+
+    is_number = isinstance(device, int) and not isinstance(device, bool) and device >= 0
+    try:
+        return torch.device(f"cuda:{device}" if is_number and not torch.accelerator.is_available() else device)
+    except (RuntimeError, TypeError) as error:
+        raise DefinitionError(f'device cannot be {device!r}. Pass "cpu", "cuda" or "cuda:0".') from error
 
 
 def checked_dtype(dtype: Any) -> Any:
@@ -150,6 +164,8 @@ def placed(device: Any, device_map: Any) -> tuple[Any, dict[str, Any]]:
 
     if device_map is not None:
         return "map", {"device_map": device_map}
+    if isinstance(device, list) and len(device) == 1:
+        (device,) = device
     if isinstance(device, list):
         free = {each: torch.cuda.mem_get_info(each)[0] for each in device}
         return "map", {"device_map": "auto", "max_memory": free}

@@ -61,6 +61,7 @@ class FakeLLM(LLM):
 
     model_name = "fake"
     enforces_schemas = True
+    takes_chat = True
     tool_choices = TOOL_CHOICES
     retry_seconds = 0.0  # it gets no better by waiting
 

@@ -10,6 +10,7 @@ import pytest
 
 from datadreamer_like import DataDreamer
 from datadreamer_like.errors import ArgumentTypeError, DataDreamerError, DefinitionError, SessionError, StorageError
+from datadreamer_like.models import LLM, Answer
 from datadreamer_like.steps import DataSource
 
 ADDRESSES = [
@@ -24,6 +25,29 @@ def test_addresses_are_refused_and_nothing_is_made(tmp_path, monkeypatch, addres
     with pytest.raises(SessionError, match="is an address; results are saved in a local folder"):
         DataDreamer(address)
     assert not os.listdir()
+
+
+class Same(LLM):
+    model_name = "same"
+
+    def answer_batch(self, requests):
+        return [Answer([request.prompt]) for request in requests]
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+def test_addresses_are_no_cache_folders(tmp_path, monkeypatch, address):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StorageError, match="cache_folder_path: .* is an address"):
+        Same(cache_folder_path=address)
+    assert not os.listdir()
+
+
+def test_a_cache_in_the_home_folder_is_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    Same(cache_folder_path="~/cache").run(["a"])
+    assert os.listdir() == ["home"]
+    assert list((tmp_path / "home" / "cache").glob("*.sqlite"))
 
 
 @pytest.mark.parametrize("path", ["", " ", "a\0b", "~nobody-has-this-name-14/run", "\ud800/x"])

@@ -78,6 +78,10 @@ def test_failed_rows_are_part_of_the_result_and_all_are_known_again(tmp_path):
     [
         (Unavailable, "The next run requests them again."),
         (RejectedAnswer, "They would fail again; force=True tries them anyway."),
+        (
+            lambda text: (Unavailable if "20" in text else RejectedAnswer)(text),
+            "The next run requests 1 of them again.",
+        ),
     ],
 )
 def test_every_run_says_how_many_rows_failed_and_what_becomes_of_them(tmp_path, caplog, error, hint):

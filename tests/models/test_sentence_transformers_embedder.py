@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from datadreamer_like.errors import PromptTooLong, UnknownModel
+from datadreamer_like.errors import DefinitionError, PromptTooLong, UnknownModel
 from datadreamer_like.graph.fingerprint import fingerprint
+from datadreamer_like.models import HFTransformers
 from datadreamer_like.models.embedders.sentence_transformers_embedder import SentenceTransformersEmbedder
 
 TEXTS = [
@@ -93,6 +94,7 @@ def test_a_plain_encoder_is_averaged(tiny_causal_lm, caplog):
 def test_loading_and_embedding_write_nothing_to_the_terminal(minilm_path):
     script = f"""
 from datadreamer_like.graph.session import DataDreamer
+from datadreamer_like.models import HFTransformers
 from datadreamer_like.models.embedders.sentence_transformers_embedder import SentenceTransformersEmbedder
 with DataDreamer(":memory:", verbose=False):
     SentenceTransformersEmbedder({str(minilm_path)!r}, device="cpu").run(["Hi.", "You.", "word " * 300], truncate=True)
@@ -109,3 +111,22 @@ def test_normalized_embeddings_have_length_one(tiny_causal_lm):
         assert abs(np.linalg.norm(vector) - 1) > 1e-3
         np.testing.assert_allclose(normalized, vector / np.linalg.norm(vector), atol=1e-6)
         assert normalized.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("device", "words"),
+    [
+        (97, 'device="cuda:97" was given, but this machine has'),
+        ("cuda:97", 'device="cuda:97" was given, but this machine has'),
+        ("gpu", "device cannot be 'gpu'"),
+        (-1, "device cannot be -1"),
+        (True, "device cannot be True"),
+        (["cpu", "cpu"], "a model of sentence-transformers is on one device|spread over GPUs only"),
+    ],
+)
+def test_devices_that_are_none_or_not_there_are_refused_alike_by_every_model(
+    minilm_path, tiny_causal_lm, device, words
+):
+    for kind, path in ((SentenceTransformersEmbedder, minilm_path), (HFTransformers, tiny_causal_lm)):
+        with pytest.raises(DefinitionError, match=words):
+            kind(str(path), device=device).run(["a"])

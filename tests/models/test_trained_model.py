@@ -69,6 +69,14 @@ def test_the_card_and_its_lineage_come_from_the_folder(classifier):
     assert card.parents[0].datasets == ["descriptions"]
 
 
+def test_an_export_in_the_home_folder_loads_by_the_same_path(classifier, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    classifier.export(to="~/copy")
+    assert fingerprint(TrainedModel.load("~/copy")) == fingerprint(classifier)
+    assert not Path("~").exists()
+
+
 def test_the_fingerprint_is_that_of_the_files_wherever_they_lie_and_whenever_they_were_made(classifier, tmp_path):
     copied = TrainedModel(classifier.export(to=tmp_path / "copy"))
     assert fingerprint(copied) == fingerprint(classifier)

@@ -13,6 +13,7 @@ class Echo(LLM):
     """Answers each prompt with its last line in capitals, or with what `reply` makes of it; None fails the row."""
 
     model_name = "echo"
+    takes_chat = True
 
     def __init__(
         self, reply: Callable[[str], str | None] | None = None, context: int | None = None, system_prompt: str = ""

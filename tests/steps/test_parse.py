@@ -29,6 +29,7 @@ class Corrected(LLM):
     """Answers a text with "bad ...", and a follow-up with what `reply` makes of it; counts requests."""
 
     model_name = "corrected"
+    takes_chat = True
 
     def __init__(self, reply: Any = lambda text: "42", seconds: float = 0.0) -> None:
         super().__init__()
@@ -224,8 +225,50 @@ def test_rows_answered_in_parts_are_those_answered_as_a_whole(session: DataDream
 
 def test_a_subclass_that_overrides_run_alone_is_asked_again_too(tmp_path: Path) -> None:
     class Own(LLM):
+        takes_chat = True
+
         def run(self, prompts: Any, **options: Any) -> Any:
             return ("no" if isinstance(prompt, str) else str(len(prompt)) for prompt in prompts)
 
     answers = Own().answers(["a"], check=lambda _, answer: Rejected("Bad.") if answer.text == "no" else answer)
     assert [answer.text for answer in answers] == ["3"]
+
+
+class OfBatches(LLM):
+    """Writes what a script's own LLM does: it takes texts, and nothing else."""
+
+    model_name = "batches"
+
+    def answer_batch(self, requests: Any) -> list[Answer]:
+        return [Answer([f"maybe {request.prompt.upper()}"]) for request in requests]
+
+
+class OfAServer(LLM):
+    model_name = "server"
+
+    async def answer(self, request: Request) -> Answer:
+        return Answer([f"maybe {request.prompt.upper()}"])
+
+
+class OfTheAncestor(LLM):
+    model_name = "ancestor"
+
+    def run(self, prompts: Any, return_generator: bool = False, **options: Any) -> Any:  # type: ignore[override]
+        answers = (f"maybe {prompt.upper()}" for prompt in prompts)
+        return answers if return_generator else list(answers)
+
+
+@pytest.mark.parametrize("kind", [OfBatches, OfAServer, OfTheAncestor])
+def test_an_llm_that_takes_texts_gets_texts_when_it_is_asked_again(session: DataDreamer, kind: type[LLM]) -> None:
+    rows = DataSource("Rows", data={"text": ["a", "b"], "other": ["c", "d"]}).output
+    args = {"llm": kind(), "instruction": "Good?"}
+    pairs = {"a": rows["text"], "b": rows["other"]}
+    steps = [
+        FilterWithPrompt("Filtered", inputs={"inputs": rows["text"]}, args=args),
+        RankWithPrompt("Ranked", inputs={"inputs": rows["text"]}, args=args),
+        JudgePairsWithPrompt("Judged", inputs=pairs, args={"llm": kind(), "instruction": "Which?"}),
+        Prompt("Shaped", inputs={"prompts": rows["text"]}, args={"llm": kind(), "parse": number}),
+    ]
+    for step in steps:
+        assert sorted(step.errors) == [0, 1]
+        assert "MAYBE" in str(step.errors[0]), "the rejected answer is part of the second prompt"

@@ -292,7 +292,8 @@ def test_trainers_for_one_device_refuse_several_by_name(session, tiny_encoder, k
         ({"device": ["mps", "mps"]}, "must be CUDA devices, or processes on the CPU"),
         ({"device": ["cuda:0", "cuda:0"]}, "names a CUDA device twice"),
         ({"device": ["cuda:97", "cuda:98"]}, "this machine has"),
-        ({"device": ["cpu", "gpu"]}, "There is no device"),
+        ({"device": ["cpu", "gpu"]}, "device cannot be"),
+        ({"device": [97, 98]}, "this machine has"),
         ({"device": TWO, "fsdp": "full_shard"}, "fsdp splits a model over devices"),
     ],
 )

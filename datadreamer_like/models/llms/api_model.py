@@ -104,7 +104,7 @@ class APIModel(LLM):
     """The extra that installs the SDK, unless it has the package's name."""
 
     max_concurrency: int | None = 256
-    takes_images = True  # whether this model does, its server says
+    takes_chat = takes_images = True  # whether this model takes images, its server says
 
     default_new_tokens: ClassVar[int | None] = None
     """The limit that is sent if `max_new_tokens` is None; None if none is."""

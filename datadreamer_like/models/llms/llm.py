@@ -159,8 +159,8 @@ class LLM(Model):
     def follow_up(self, request: Request, answer: Answer, reason: str) -> Prompt:
         """Returns the prompt for another attempt after an answer was rejected.
 
-        By default it continues the conversation: the prompt, the rejected answer, the reason. For a model that takes
-        plain texts (`takes_chat` is False) the three are joined to one text.
+        It continues the conversation: the prompt, the rejected answer, the reason. A text that is not sent as a chat
+        message (`takes_chat` is False) stays one: the three are joined.
         """
         rejected = answer_words(answer) or ""
         if isinstance(request.prompt, str) and not self.takes_chat:
@@ -173,13 +173,13 @@ class LLM(Model):
 
     @property
     def takes_chat(self) -> bool:
-        """Whether a text is sent as a chat message; False for models that continue a plain text."""
-        return True
+        """Whether a text is sent as a chat message; by default False: it is given to the model's code as it is."""
+        return False
 
     @property
     def scores_chat(self) -> bool:
-        """Whether `score` sends a text as a chat message, as `run` does if `takes_chat`."""
-        return self.takes_chat
+        """Whether `score` sends a text as a chat message: as `takes_chat`, and True for a class that leaves it out."""
+        return self.takes_chat or type(self).takes_chat is LLM.takes_chat
 
     def count_tokens(self, value: str) -> int:
         """Returns the number of tokens of a text; a conservative estimate if there is no tokenizer."""

@@ -13,7 +13,6 @@ import numpy as np
 
 from datadreamer_like.errors import MethodMisfit, ModelError, require_extra
 
-from ..model import check_spelling
 from ..task_models.task_model import TaskModel, TextRun
 from ..trained.sentence_transformers_model import SentenceTransformersModel, refuse_unknown_kwargs
 from .reranker import Reranker
@@ -106,7 +105,6 @@ class PairScorer(TaskModel[float], SentenceTransformersModel):
         self, model_name: Any, trust_remote_code: bool, device: Any, dtype: Any, kwargs: dict[str, Any]
     ) -> None:
         super().__init__()
-        check_spelling(f"cuda:{device}" if isinstance(device, int) else device, dtype)
         self.set_source(model_name, trust_remote_code, device, dtype, kwargs)
 
     @cached_property

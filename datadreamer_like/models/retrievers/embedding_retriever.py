@@ -23,6 +23,7 @@ from datadreamer_like.errors import (
 )
 
 from ..embedders.embedder import Embedder
+from ..model import check_spelling
 from ..task_models.task_model import TextRun
 from .indexed_retriever import IndexedRetriever
 from .retriever import QUERIES_AT_ONCE, Corpus, Found
@@ -94,6 +95,7 @@ class EmbeddingRetriever(IndexedRetriever):
         require_extra("embed", "faiss", what="EmbeddingRetriever")
         if index_type is not None and not isinstance(index_type, str):
             raise ArgumentTypeError(f'index_type must be a name of FAISS such as "HNSW32", not {index_type!r:.100}.')
+        check_spelling(device, None)
         self.embedder = self._source = embedder
         self.truncate = truncate
         self.index_type = index_type

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from inspect import signature
 from typing import Any
 
+from datadreamer_like.errors import DefinitionError
+
 from ..known_options import options_of_run, refuse_unknown, refuse_unknown_loading
-from ..model import Model, free_memory
+from ..model import Model, check_spelling, checked_device, free_memory
 from ..task_models.task_model import TextOptions
 from .hf_source import HOW_FETCHED, hf_source, loading
 
@@ -44,7 +46,13 @@ class SentenceTransformersModel(Model):
     def set_source(
         self, model_name: Any, trust_remote_code: bool, device: Any, dtype: Any, kwargs: dict[str, Any]
     ) -> None:
-        """Keeps the arguments; raises `UnknownModel` if the path does not exist."""
+        """Keeps the arguments; raises `UnknownModel` if the path does not exist, `DefinitionError` if a device."""
+        if isinstance(device, list):
+            raise DefinitionError(
+                f"device={device!r:.100}: a model of sentence-transformers is on one device. For several, pass one "
+                "model each to ParallelEmbedder or ParallelRetriever."
+            )
+        check_spelling(device, dtype)
         self._source = hf_source(model_name, kwargs.get("revision"))
         self.model_name = str(model_name) if isinstance(model_name, str | os.PathLike) else self._source.name
         self.trust_remote_code = trust_remote_code
@@ -60,8 +68,7 @@ class SentenceTransformersModel(Model):
         options = dict(self.kwargs)
         if self.dtype is not None:
             options["model_kwargs"] = {"dtype": self.dtype, **options.get("model_kwargs", {})}
-        device = f"cuda:{self.device}" if isinstance(self.device, int) else self.device
-        options["device"] = str(device) if device is not None else None
+        options["device"] = None if self.device is None else str(checked_device(self.device))
         with loading(self._source, weights=True):
             return kind(self._source.name, trust_remote_code=self.trust_remote_code, **options).eval()
 

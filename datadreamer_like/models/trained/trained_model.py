@@ -88,7 +88,7 @@ class TrainedModel:
             StorageError: The folder has no model of this runtime, or was changed after the export.
             DefinitionError: The runtime is unknown, or has no choice of device and data type.
         """
-        found = opened(model_folder(Path(folder)), runtime, device, dtype)
+        found = opened(model_folder(Path(folder).expanduser()), runtime, device, dtype)
         return cls(found, device=device, dtype=dtype, runtime=runtime)
 
     @classmethod
@@ -103,7 +103,7 @@ class TrainedModel:
 
         A compressed model keeps its layout; the card is saved with its lineage.
         """
-        folder = Path(folder)
+        folder = Path(folder).expanduser()
         with explained("Saving a model", folder):
             cast("PreTrainedModel", model).save_pretrained(str(folder))
             if tokenizer is not None:

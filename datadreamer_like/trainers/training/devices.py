@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError
-from datadreamer_like.models.model import checked_device
+from datadreamer_like.models.model import checked_device, named_device
 
 from .options import Training
 
@@ -22,12 +22,10 @@ def named_devices(device: Any, trainer: type, several: bool) -> list[torch.devic
             of this machine, or named twice; or the trainer does not train on `several`.
     """
     listed = list(device) if isinstance(device, Sequence) and not isinstance(device, str) else [device]
-    try:
-        found = [torch.device(each) for each in listed if each is not None]
-    except TypeError as error:
-        raise ArgumentTypeError(f'device must be a name such as "cpu" or "cuda:0", not {device!r}.') from error
-    except RuntimeError as error:
-        raise DefinitionError(f'There is no device {device!r}. Pass "cpu", "cuda" or "cuda:0".') from error
+    known = (str, int, torch.device, type(None))
+    if any(not isinstance(each, known) or isinstance(each, bool) for each in listed):
+        raise ArgumentTypeError(f'device must be a name such as "cpu" or "cuda:0", not {device!r}.')
+    found: list[torch.device] = [named_device(each) for each in listed if each is not None]
     if len(found) < 2:
         return found
     if not several:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self, TypedDict
@@ -14,7 +15,7 @@ from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
-from datadreamer_like.errors import ArgumentTypeError, DefinitionError, check_number, did_you_mean
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError, check_number, did_you_mean, require_extra
 from datadreamer_like.evaluation.columns import plain
 from datadreamer_like.graph.positions import by_position, defaults_of
 from datadreamer_like.models.known_options import refuse_unknown_loading
@@ -232,6 +233,8 @@ class Training:
                 raise DefinitionError(
                     f'{what}: {name} "{value}" is unknown.{did_you_mean(value, names)} There are: {", ".join(names)}.'
                 )
+        if _OF_BITSANDBYTES.search(str(self.optim)):
+            require_extra("qlora", "bitsandbytes", what=f'{what}: optim="{self.optim}"')
         makes: Any = TYPE_TO_SCHEDULER_FUNCTION.get(SchedulerType(self.lr_scheduler_type))
         known = {} if makes is None else inspect.signature(makes).parameters
         takes_all = any(each.kind is each.VAR_KEYWORD for each in known.values())
@@ -271,6 +274,8 @@ def _checked_callbacks(callbacks: Any, what: str) -> tuple[TrainerCallback, ...]
             raise ArgumentTypeError(f"{what}: callbacks must be transformers.TrainerCallback objects, not {each!r}.")
     return tuple(made)
 
+
+_OF_BITSANDBYTES = re.compile("^(?!adamw_torch|galore).*(bnb|8bit|paged)|^lion|^ademamix")
 
 _SHARED = (
     "truncate", "epochs", "batch_size", "optim", "learning_rate", "weight_decay", "lr_scheduler_type", "warmup_steps",
