@@ -140,6 +140,7 @@ class HubServer:
         """Makes the libraries of this process take this server for the Hub until the test ends."""
         import datasets
         from huggingface_hub import constants, hf_api
+        from transformers.utils import hub as of_transformers
 
         for name, value in self.environment(home).items():
             if name.startswith("HF_"):
@@ -147,6 +148,7 @@ class HubServer:
         # They read the environment when they are imported, which was before.
         monkeypatch.setattr(constants, "ENDPOINT", self.url)
         monkeypatch.setattr(hf_api.api, "endpoint", self.url)
+        monkeypatch.setattr(of_transformers, "_hf_api", None)  # made at its first use
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr(
             constants, "HUGGINGFACE_CO_URL_TEMPLATE", self.url + "/{repo_id}/resolve/{revision}/{filename}"

@@ -17,7 +17,7 @@ from transformers import PretrainedConfig, PreTrainedModel, TrainingArguments
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from datadreamer_like.distillation import Objective, Supervised
-from datadreamer_like.errors import ArgumentTypeError, DefinitionError, require_extra
+from datadreamer_like.errors import DefinitionError, require_extra
 from datadreamer_like.evaluation.columns import Columns, check_columns
 from datadreamer_like.evaluation.tasks.examples import Examples, Paired
 from datadreamer_like.evaluation.tasks.task import Task, check_attentions
@@ -46,7 +46,7 @@ from . import adapters
 from .curves import read_curves, write_curves
 from .devices import check_devices, named_devices, training_device
 from .loop import Fit, Run, fit
-from .options import HFOptions, Training, a_dtype, refuse_unknown_options, takes_trainer_options
+from .options import HFOptions, Training, a_dtype, check_configs, refuse_unknown_options, takes_trainer_options
 from .saved import check_saved, on_cpu
 from .seeds import seeded
 from .several_devices import fit_on_devices
@@ -94,20 +94,7 @@ class HFTrainer(Trainer):
         self.further = given
         if given and isinstance(model_name, str | Path):  # a trainer may not be trained yet
             _ = self._origin  # refuses unknown ones
-        if type(self.quantization_config).__name__ == "BitsAndBytesConfig":
-            require_extra("qlora", "bitsandbytes", what=f"{type(self).__name__} with a BitsAndBytesConfig")
-        if self.quantization_config is not None and self.peft_config is None:
-            raise DefinitionError(
-                f"{type(self).__name__}: quantized weights cannot be trained. Pass a peft_config too, to train an "
-                "adapter on them (qlora=True has one), or leave quantization_config out and quantize the result."
-            )
-        if self.peft_config is not None:
-            from peft import PeftConfig
-
-            if not isinstance(self.peft_config, PeftConfig):
-                raise ArgumentTypeError(
-                    f"peft_config must be a peft config, such as peft.LoraConfig(r=8), not {self.peft_config!r}."
-                )
+        check_configs(type(self).__name__, self.quantization_config, self.peft_config)
 
     # Implemented or extended by subclasses.
 

@@ -311,3 +311,27 @@ def a_dtype(dtype: Any) -> torch.dtype | None:
     """Returns the data type that an argument names; None for float32, the default."""
     found: torch.dtype = torch.float32 if dtype in (None, "auto") else checked_dtype(dtype)
     return None if found == torch.float32 else found
+
+
+def check_configs(kind: str, quantization: Any, adapter: Any) -> None:
+    """Refuses a quantization config without an adapter to train, and an adapter that is no config of peft.
+
+    Raises:
+        MissingExtra: The quantization needs bitsandbytes, which is not installed.
+        DefinitionError: There is no adapter.
+        ArgumentTypeError: It is no config of peft.
+    """
+    if type(quantization).__name__ == "BitsAndBytesConfig":
+        require_extra("qlora", "bitsandbytes", what=f"{kind} with a BitsAndBytesConfig")
+    if quantization is not None and adapter is None:
+        raise DefinitionError(
+            f"{kind}: quantized weights cannot be trained. Pass a peft_config too, to train an "
+            "adapter on them (qlora=True has one), or leave quantization_config out and quantize the result."
+        )
+    if adapter is not None:
+        from peft import PeftConfig
+
+        if not isinstance(adapter, PeftConfig):
+            raise ArgumentTypeError(
+                f"peft_config must be a peft config, such as peft.LoraConfig(r=8), not {adapter!r}."
+            )
