@@ -192,6 +192,8 @@ class _RowSampler:
 
         A beam search compares all beams of a prompt, so that one of them breaks all.
         """
+        if not self._broken:
+            return [False] * len(lengths)
         steps = torch.stack(self._broken).cpu()  # [steps, rows]
         if beams > 1:
             prompts = steps.view(len(steps), -1, beams).any(-1).any(0)
