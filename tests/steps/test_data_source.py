@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import datasets
@@ -181,6 +182,12 @@ def test_a_changed_file_is_seen_by_what_is_saved_of_a_functions_rows(tmp_path: P
         calls.clear()
         assert saved() == content.splitlines()
         assert len(calls) == 2 * runs
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="there is no file system in memory")
+def test_a_changed_file_in_memory_is_seen_too() -> None:
+    with TemporaryDirectory(dir="/dev/shm") as folder:
+        test_a_changed_file_is_seen_by_what_is_saved_of_a_functions_rows(Path(folder), "open")
 
 
 def test_files_that_are_written_or_belong_to_python_do_not_count(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 _seen: ContextVar[dict[str, None] | None] = ContextVar("files that are opened", default=None)
 
 _NOT_READ = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
-_NO_DATA = ("/proc", "/sys", "/dev", "/etc")
+_NO_DATA = ("/proc", "/sys", "/etc")
 _CODE = (".py", ".pyc", ".so", ".pyd", ".dll")
 
 
