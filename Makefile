@@ -46,9 +46,12 @@ demo: $(DEMO)
 	@HF_HUB_OFFLINE=1 $(BIN)/python examples/quickstart.py
 
 # Three tests at a time, each on one thread: many wait for servers and subprocesses. In the order of the files, as long
-# files with few tests would otherwise come last. PYTEST_ARGS="-n 0" runs one at a time.
+# files with few tests would otherwise come last. PYTEST_ARGS="-n 0" runs one at a time. The tests write some 2 GB, in memory
+# where there is room for it; `make torture` and `make examples` write to the disk.
 test: $(DEV)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	@free=$$(df -k --output=avail /dev/shm 2>/dev/null | tail -1); \
+	if [ "$${free:-0}" -gt 8000000 ]; then export TMPDIR=$$(mktemp -d /dev/shm/tests-XXXXXX); trap 'rm -rf "$$TMPDIR"' EXIT; trap 'exit 130' INT TERM; fi; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 examples: $(DEV)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist load tests/examples $(PYTEST_ARGS)

@@ -55,7 +55,6 @@ gc.disable()
 
 def pytest_collection_finish() -> None:
     """Takes what was collected out of later garbage collections."""
-    gc.collect()
     gc.freeze()
     gc.enable()
 
