@@ -9,6 +9,7 @@ import pickle
 import socket
 import subprocess
 import sys
+import tempfile
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -36,7 +37,8 @@ class RayEngine(Engine):
     and its batch done again, which fails once five have died at the same batch; answers of models are on disk as they
     come, so only those in flight are asked for again.
 
-    Ctrl-C ends a script in one to three seconds, as Ray ends its processes; answers that were received are kept.
+    Ctrl-C ends a script within two seconds, most of which Ray takes to end its processes; on a machine that is busy
+    with other work it may take three. Answers that were received are kept.
 
     All workers must see the session's folder on one file system that supports locks. Keys of providers are never sent:
     workers take them from their own environment.
@@ -79,7 +81,7 @@ class RayEngine(Engine):
         self._tries: Any = None
         ray = _ray()
         if not ray.is_initialized():
-            with _environment():
+            with _environment(), _without_notice():
                 if self.address is None:
                     cores = max(os.cpu_count() or 1, int(self.num_workers * self.num_cpus))
                     ray.init(num_cpus=cores, include_dashboard=False, **_QUIET)
@@ -244,8 +246,10 @@ def _answers(address: str, timeout: float) -> bool:
 
 
 def _ray() -> Any:
-    """Imports Ray, which takes seconds, and keeps its reports on each execution out of the script's output."""
+    """Imports Ray, which takes seconds, without its reports on each execution and its way to show errors."""
+    hook = sys.excepthook
     ray: Any = importlib.import_module("ray")
+    sys.excepthook = hook
     importlib.import_module("ray.data")
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     return ray
@@ -263,3 +267,18 @@ def _environment() -> Iterator[None]:
         for name in wanted:
             del os.environ[name]
         os.environ.update(before)
+
+
+@contextmanager
+def _without_notice() -> Iterator[None]:
+    """Keeps off the terminal the line in which Ray's C++ code says that it found the log level that we set."""
+    terminal = os.dup(2)
+    with tempfile.TemporaryFile() as written:
+        os.dup2(written.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(terminal, 2)
+            os.close(terminal)
+            written.seek(0)
+            os.write(2, b"".join(line for line in written if b"RAY_BACKEND_LOG_LEVEL" not in line))

@@ -148,6 +148,12 @@ class DataDreamer:
                 ending.callback(weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True))
             self.results = Results(self.folder, self.preview)
             self.planned = started_plan(self.folder)
+            # Shortens the tracebacks of this package's errors and of Ctrl-C; a hook other than Ray's is not replaced.
+            is_free = sys.excepthook is sys.__excepthook__ or getattr(sys.excepthook, "__module__", "").startswith(
+                "ray."
+            )
+            if is_free and not os.environ.get("DATADREAMER_LIKE_FULL_TRACEBACK"):
+                sys.excepthook = show_briefly
             self._start_logging(ending)
             ending.callback(self._close_answers)
             if self.planned is None:
@@ -158,12 +164,6 @@ class DataDreamer:
                 ending.callback(self.engine.close)
             else:
                 self.results.open_to_read()
-            # Shortens the tracebacks of this package's errors and of Ctrl-C; a hook other than Ray's is not replaced.
-            is_free = sys.excepthook is sys.__excepthook__ or getattr(sys.excepthook, "__module__", "").startswith(
-                "ray."
-            )
-            if is_free and not os.environ.get("DATADREAMER_LIKE_FULL_TRACEBACK"):
-                sys.excepthook = show_briefly
             ending.callback(self._leave, _current.set(self))
             _last_started = self
             self._ending = ending.pop_all()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -116,8 +117,36 @@ def test_ctrl_c_ends_a_script(busy_with: str, tmp_path: Path) -> None:
     finally:
         process.kill()
     assert "Interrupted. Finished work is saved" in said, said
+    assert not re.search(r"\.(py|cc)\b", said), said
     assert process.returncode == -signal.SIGINT
     # Two seconds, and some for a machine that is busy with other tests; Ray ends a dozen processes.
     assert took < (8 if "Ray" in busy_with else 4)
     assert json.loads((tmp_path / "out" / "source" / "node.json").read_text())["rows"] == 3000
     assert not list((tmp_path / "out").glob("source-*"))
+
+
+@pytest.mark.slow
+def test_ctrl_c_while_ray_starts_shows_no_stack_trace(tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed")
+    script = (
+        "import sys\nfrom datadreamer_like import DataDreamer\n"
+        "print('ready', flush=True)\nDataDreamer(sys.argv[1], engine='ray').start()\nprint('started', flush=True)\n"
+        "import time; time.sleep(100)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path / "out")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n", process.communicate()
+        time.sleep(2.5)
+        os.kill(process.pid, signal.SIGINT)
+        _, said = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    assert said == "Interrupted. Finished work is saved: run the script again and it continues.\n"
+    assert process.returncode == -signal.SIGINT
