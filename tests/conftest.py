@@ -6,6 +6,7 @@ trained here within seconds on a dozen sentences, so that their answers are word
 
 from __future__ import annotations
 
+import atexit
 import gc
 import importlib.util
 import os
@@ -83,9 +84,8 @@ def _libraries_out_of_collections() -> Iterator[None]:
         gc.freeze()
 
 
-def pytest_unconfigure() -> None:
-    """Lets the interpreter free everything at its end, which some libraries check."""
-    gc.unfreeze()
+# Lets the interpreter free everything at its end, which some libraries check; pytest collects several times before it.
+atexit.register(gc.unfreeze)
 
 
 def _package_folder(name: str, install: str) -> Path:

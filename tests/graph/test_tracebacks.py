@@ -1,6 +1,9 @@
 """A script that ends with an error shows the user's own lines and one message."""
 
+import contextlib
+import io
 import os
+import runpy
 import subprocess
 import sys
 
@@ -22,6 +25,11 @@ with DataDreamer(":memory:"):
 """
 
 
+@pytest.fixture(autouse=True)
+def _no_hook_of_other_tests(monkeypatch):
+    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
+
+
 def ended(tmp_path, body, use='print(load.output["txt"])', **environment):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT.format(body=body, use=use))
@@ -29,6 +37,20 @@ def ended(tmp_path, body, use='print(load.output["txt"])', **environment):
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False, env=environment)
     assert done.returncode != 0
     return done.stderr
+
+
+def shown(script):
+    """What is on the terminal after a script that ends with an error, which is run in this process."""
+    try:
+        runpy.run_path(str(script), run_name="__main__")
+    except Exception as error:
+        trace = error.__traceback__
+        while trace.tb_frame.f_code.co_filename != str(script):
+            trace = trace.tb_next
+        with contextlib.redirect_stderr(io.StringIO()) as terminal:
+            sys.excepthook(type(error), error, trace)
+        return terminal.getvalue()
+    raise AssertionError("the script did not fail")
 
 
 def test_a_typo_shows_the_line_and_the_way_out(tmp_path):
@@ -49,7 +71,9 @@ def test_a_typo_shows_the_line_and_the_way_out(tmp_path):
     ],
 )
 def test_an_error_in_a_function_of_rows_shows_its_line_the_step_and_the_columns(tmp_path, call, error):
-    said = ended(tmp_path, "return ['a', 'b']", f"load.{call}").splitlines()
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.format(body="return ['a', 'b']", use=f"load.{call}"))
+    said = shown(script).splitlines()
     where = "rows 0 to 1" if "batched" in call else "row 0"
     operation = call.partition("(")[0]
     note = f'The function of {operation} of "Load" was given {where} of its input (counted from 0), with: text.'
@@ -122,18 +146,17 @@ def test_an_error_in_the_users_own_function_shows_their_frames_and_one_line_of_o
     body, line = USES[use]
     script = tmp_path / "script.py"
     script.write_text(STEP.replace("BODY", body or "None").replace("USE", line))
-    environment = {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False, env=environment)
-    said = done.stderr.splitlines()
+    terminal = shown(script)
+    said = terminal.splitlines()
     files = [text for text in said if text.startswith("  File ")]
     assert files
-    assert all(str(script) in text for text in files), done.stderr
+    assert all(str(script) in text for text in files), terminal
     assert '    return int("seven")  # the line' in said
     errors = [index for index, text in enumerate(said) if text.startswith("ValueError: invalid literal")]
-    assert len(errors) == 1, done.stderr
-    assert len(said) - errors[0] == 2, done.stderr
+    assert len(errors) == 1, terminal
+    assert len(said) - errors[0] == 2, terminal
     named = {"a function of concurrent": "concurrent called, number 2", "a step in a step": '"Name / Inner" called'}
-    assert named.get(use, '"Name" called') in said[-1] or said[-1].startswith("The function of "), done.stderr
+    assert named.get(use, '"Name" called') in said[-1] or said[-1].startswith("The function of "), terminal
     assert f"    {line}" in said
 
 

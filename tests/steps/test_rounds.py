@@ -499,7 +499,7 @@ def test_the_real_llm_talks_with_itself(session: DataDreamer, smollm: LlamaCPP) 
 def test_the_real_llm_evolves_an_instruction_or_the_step_says_why_not(session: DataDreamer, smollm: LlamaCPP) -> None:
     seeds = ["Name three animals.", "Write a poem about rain."]
     evolved = make(
-        Evolve, smollm, {"instructions": seeds}, rounds=1, operations=["concretize", "breadth"], max_new_tokens=40
+        Evolve, smollm, {"instructions": seeds}, rounds=1, operations=["concretize", "breadth"], max_new_tokens=20
     )
     rows = list(evolved.output)
     assert [row["seeds"] for row in rows] == seeds
