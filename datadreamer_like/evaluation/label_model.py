@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from datadreamer_like.errors import DataError, DefinitionError, EmptyDataset, ch
 from .votes import ABSTAINED, Codes, Votes
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
+logger = logging.getLogger("datadreamer_like")
 _FLOOR = 1e-12  # of an outcome that no row has
 
 
@@ -91,16 +93,19 @@ def fit_label_model(
     Args:
         votes: The votes.
         gold: True labels of some rows, None for others: these are learned from as they are.
-        gold_only: Learn from the rows with gold labels alone.
+        gold_only: Learn from the rows with gold labels alone. A class that none of them has is then learned to be rare,
+            unless `class_balance` is given, which is warned of.
         class_balance: The share of each class; None learns it too.
         smoothing: Rows that the smaller model counts for in the full one, for each class and voter.
         max_iterations: Most iterations of either model.
         tolerance: Both stop where an iteration adds less than this to the log-density per row.
 
     Raises:
-        EmptyDataset: No voter has voted, or no row has a gold label.
+        EmptyDataset: No voter has voted, no row has a gold label, or with `gold_only` none that has a vote.
         DefinitionError: There are fewer than two classes, the class balance does not fit, or a number is out of range.
         LabelError: A gold label is not one of the classes.
+        DataError: With `gold_only`, all gold labels are the same, and the class balance is not given; or its shares do
+            not sum to 1.
 
     Example:
         >>> votes = Votes.of({"a": [0, 0, 1, 1, 1], "b": [0, 0, 1, 1, 0], "c": [0, 0, 1, None, 1]})
@@ -123,13 +128,43 @@ def fit_label_model(
     if not votes.has_vote.any():
         raise EmptyDataset("All voters abstain on all rows. Write functions that vote on more rows.")
     fixed = None if class_balance is None else _balance(class_balance, votes.classes)
+    if gold_only and not (votes.has_vote & (truth != ABSTAINED)).any():
+        raise EmptyDataset("No voter votes on a row with a gold label, so nothing is known of them. Label other rows.")
+    if gold_only and fixed is None:
+        _check_gold_has_classes(votes, truth)
+    return fit_to_codes(votes, truth, gold_only, fixed, smoothing, max_iterations, tolerance)
+
+
+def fit_to_codes(
+    votes: Votes,
+    truth: Codes,
+    gold_only: bool,
+    balance: Floats | None = None,
+    smoothing: float = 10.0,
+    max_iterations: int = 500,
+    tolerance: float = 1e-6,
+) -> FittedLabelModel:
+    """Learns from votes and codes of true classes [rows], -1 where unknown, unchecked: see `fit_label_model`."""
+    classes = len(votes.classes)
     kept = truth != ABSTAINED if gold_only else np.ones(len(votes), bool)
     patterns, counts = np.unique(np.column_stack([votes.codes, truth])[kept], axis=0, return_counts=True)
-    rows = _Rows(_outcome(patterns[:, :-1], classes), counts.astype(np.float64), patterns[:, -1], fixed)
+    rows = _Rows(_outcome(patterns[:, :-1], classes), counts.astype(np.float64), patterns[:, -1], balance)
     start, _ = _maximised(rows, _majority(rows, classes), _Knowing(rows, classes), max_iterations, tolerance)
     prior = smoothing * start.outcomes
     found, history = _maximised(rows, start.posterior, _Counting(prior), max_iterations, tolerance)
     return FittedLabelModel(votes.voters, votes.classes, found.balance, found.outcomes, tuple(history))
+
+
+def _check_gold_has_classes(votes: Votes, truth: Codes) -> None:
+    """Refuses gold labels of one class alone, and warns of classes without any."""
+    absent = [name for place, name in enumerate(votes.classes) if not (truth == place).any()]
+    help = "Add gold rows of the others, give class_balance, or learn from all rows (gold_only=False)."
+    if len(absent) == len(votes.classes) - 1:
+        only = votes.classes[truth.max()]
+        raise DataError(f'All gold labels are "{only}", so every row would be learned to be "{only}". {help}')
+    if absent:
+        listed = ", ".join([*absent[:20], *(["..."] if len(absent) > 20 else [])])
+        logger.warning("No gold row has one of these labels, which are so learned to be rare: %s. %s", listed, help)
 
 
 @dataclass(frozen=True, eq=False)

@@ -108,11 +108,14 @@ def label_suspects(
         raise DataError("All rows are trusted, so there is no label to check. Trust some of them only.")
     counts = np.bincount(given[~sure], minlength=len(classes))
     rare = [f'"{classes[place]}" ({counts[place]})' for place in np.flatnonzero((counts < folds) & (counts > 0))]
-    if len(classes) < 2 or rare:
+    if len(classes) < 2:
+        only = f'All labels are "{classes[0]}"' if len(classes) else "There are no labels"
+        raise DataError(f"{only}, so there is one class only, and no other that a label could be. Add rows of others.")
+    if rare:
+        more = f" and {len(rare) - 10:,} more" if len(rare) > 10 else ""
         raise DataError(
-            f"{'There is one class only' if not rare else 'These classes have fewer rows than the ' + str(folds)}"
-            f"{' folds: ' + ', '.join(rare[:10]) if rare else ''}. Each of two or more classes needs a row for each "
-            "fold: lower folds, or leave such classes out."
+            f"These classes have fewer rows than the {folds} folds: {', '.join(rare[:10])}{more}. Each class needs a "
+            "row for each fold: lower folds, or leave such classes out."
         )
     if texts and classifier is None and not any(re.search(r"\w\w", str(text)) for text in examples):
         raise DataError("No text of examples has a word, so there is nothing to tell classes by. Check the column.")

@@ -176,7 +176,7 @@ class Link:
     """One parent of some rows; None if it was made inside a step whose result this run loaded.
 
     `rows` are the source rows of each row; None for those at the same positions. Their `role` is `input`, `example`,
-    `document`.
+    `document`. `is_followed` is whether other links lead to where the rows of a parent inside a step came from.
     """
 
     parent: Node | None
@@ -184,6 +184,7 @@ class Link:
     role: str = INPUT
     name: str = ""
     class_name: str = ""
+    is_followed: bool = False
 
     def of(self, row: int) -> list[int]:
         """Returns the positions of a row's source rows in the parent."""
@@ -233,6 +234,8 @@ class Origin:
             if link.parent is not None:
                 entry |= {"parent": link.parent.fingerprint, "name": link.parent.name}
                 entry["class"] = type(link.parent).__name__
+            if link.is_followed:
+                entry["followed"] = True
             if link.rows is not None:
                 entry["rows"] = link.rows.save(folder, f"{prefix}-{index}")
             described.append(entry)
@@ -248,7 +251,8 @@ class Origin:
         for entry in described:
             rows = Positions.load(folder, entry["rows"]) if "rows" in entry else None
             parent = known.get(entry.get("parent", ""))
-            links.append(Link(parent, rows, entry["role"], entry.get("name", ""), entry.get("class", "")))
+            names = entry.get("name", ""), entry.get("class", "")
+            links.append(Link(parent, rows, entry["role"], *names, entry.get("followed", False)))
         return cls(tuple(links))
 
 

@@ -204,6 +204,17 @@ def test_gold_rows_decide_what_votes_alone_cannot():
         assert model.accuracies["v0"] > 0.9 > 0.3 > model.accuracies["v1"]  # of few rows the prior counts
 
 
+def test_a_class_without_gold_rows_is_warned_of_unless_the_class_balance_is_given(caplog: pytest.LogCaptureFixture):
+    truth, votes = planted(0, [0.5, 0.3, 0.2])
+    gold = [str(label) if row < 300 and label < 2 else None for row, label in enumerate(truth)]
+    given = fit_label_model(votes, gold=gold, gold_only=True, class_balance={"0": 0.5, "1": 0.3, "2": 0.2})
+    assert caplog.text == ""
+    learned = fit_label_model(votes, gold=gold, gold_only=True)
+    assert "learned to be rare: 2." in caplog.text
+    right = [(model.probabilities(votes).argmax(1) == truth).mean() for model in (given, learned)]
+    assert right[0] > right[1] + 0.05
+
+
 def test_a_given_class_balance_is_kept():
     _, votes = planted(0, [0.5, 0.5])
     model = fit_label_model(votes, class_balance={"0": 0.9, "1": 0.1})
@@ -221,6 +232,8 @@ TWO = {"a": ["x", "y"], "b": ["x", None]}
         (TWO, {"smoothing": 0}, DefinitionError, "smoothing is 0"),
         (TWO, {"gold_only": True}, DefinitionError, "gold_only needs gold"),
         (TWO, {"gold": [None, None]}, EmptyDataset, "gold has no label"),
+        (TWO, {"gold": ["x", None], "gold_only": True}, DataError, 'All gold labels are "x"'),
+        ({"a": ["x", "y", None]}, {"gold": [None, None, "x"], "gold_only": True}, EmptyDataset, "No voter votes on a"),
         (TWO, {"gold": ["z", None]}, LabelError, 'gold has "z" in row 0'),
         (TWO, {"gold": ["x"]}, DataError, "gold has 1 rows, and the votes 2"),
         (TWO, {"class_balance": {"x": 1.0}}, DefinitionError, 'lacks the class "y"'),

@@ -13,6 +13,7 @@ import tiny_models
 import torch
 import transformers
 
+from datadreamer_like import DataDreamer
 from datadreamer_like.errors import DataError, DefinitionError, EmptyDataset
 from datadreamer_like.models import LlamaCPP
 from datadreamer_like.recipes import SynthIE
@@ -112,6 +113,18 @@ def test_a_text_learns_the_facts_it_was_written_for_and_one_that_leaves_some_out
     assert 0 <= first["f1"] <= 1
     assert "text, then facts" in str(both)
     assert len(both.extract(["person1 lives in town1."])) == 1
+
+
+def test_the_full_run_after_a_preview_asks_for_the_other_rows_only(tmp_path: Path, encoder_decoder: Path):
+    asked, calls = [], []
+    for preview in (4, None):
+        llm = FakeLLM(answer)
+        with DataDreamer(tmp_path / "output", verbose=False, preview=preview):
+            calls.append(made(encoder_decoder, llm=llm).table.rows[0]["calls"])
+        asked.append(llm.prompts)
+    assert calls == [4, 12]
+    assert [len(each) for each in asked] == [4, 12 - 4]
+    assert not {*asked[0]} & {*asked[1]}
 
 
 def test_what_makes_no_sense_is_refused(session, encoder_decoder):

@@ -75,6 +75,11 @@ def test_equal_shares_are_the_default_and_both_distributions_are_reported(sessio
     assert Counter(balanced([True, True, False]).output["label"]) == {True: 1, False: 1}
 
 
+def test_rows_of_one_label_have_nothing_to_balance(session: DataDreamer, caplog: pytest.LogCaptureFixture):
+    assert list(balanced(["a"] * 3).output["row"]) == [0, 1, 2]
+    assert "all rows have the label 'a'" in caplog.text
+
+
 def test_a_seed_decides_which_rows_are_drawn(session: DataDreamer):
     labels = ["a"] * 50 + ["b"] * 5
     drawn = [list(balanced(labels, seed=seed).output["row"]) for seed in (0, 0, 1)]

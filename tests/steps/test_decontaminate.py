@@ -77,6 +77,8 @@ def test_close_vectors_are_found_exactly(session: DataDreamer):
     assert list(step.output["similarity"]) == pytest.approx(cosines.max(axis=1), abs=1e-5)
     assert list(step.output["found_in"]) == cosines.argmax(axis=1).tolist()
     assert len(step.rejected.output) == int((cosines.max(axis=1) >= 0.95).sum())
+    same = clean(DecontaminateByEmbedding, (3.7 * test).tolist(), test.tolist(), threshold=1.0)
+    assert list(same.output["text"]) == []
     texts = clean(DecontaminateByEmbedding, ["one two", "x"], ["two one"], embedder=Lengths(), threshold=0.99)
     assert list(texts.output["text"]) == ["x"]
 

@@ -196,12 +196,18 @@ class TestEmbedding:
         vectors = [[0.0, 0.0], [1.0, 0.0], [0.0, 0.0], None, [3.0, 0.0]]
         assert kept(once(DeduplicateByEmbedding, vectors)) == [0, 1, 2, 3]
 
+    def test_equal_vectors_reach_a_threshold_of_one(self, session: DataDreamer):
+        vectors = np.random.default_rng(0).normal(size=(40, 64))
+        step = once(DeduplicateByEmbedding, [*vectors.tolist(), *(3.7 * vectors).tolist()], threshold=1.0)
+        assert kept(step) == [*range(40)]
+        assert max(step.rejected.output["similarity"]) <= 1.0
+
     @pytest.mark.parametrize(
         ("values", "error", "message"),
         [
             (["text"], DataError, "expected vectors of numbers. Give an embedder"),
             ([[1.0, 2.0], [1.0]], DataError, "has 1 dimensions; the first has 2"),
-            ([[1.0, float("nan")]], DataError, "not finite"),
+            ([None, [1.0, 2.0], [1.0, float("nan")]], DataError, "of row 2 has a number that is missing or not finite"),
             ([None, None], EmptyDataset, "all values .* are missing"),
         ],
     )

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from datadreamer_like import DataDreamer, concat, zipped
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, UnknownColumn
-from datadreamer_like.steps import DataSource, Deduplicate, From, Step, Traced
+from datadreamer_like.steps import CritiqueAndRevise, DataSource, Deduplicate, From, Personas, Step, Traced
+from datadreamer_like.testing import FakeLLM
 
 
 @settings(max_examples=10, deadline=None)
@@ -115,6 +116,22 @@ def test_rows_grown_from_one_seed_are_in_one_split_through_any_steps(tmp_path: P
             assert 5 < len(parts["test"].output) < 35
             tests.append(list(parts["test"].output["text"]))
     assert tests[0] == tests[1]
+
+
+def test_rows_grown_from_one_seed_by_steps_of_several_rounds_are_in_one_split(tmp_path: Path):
+    for sizes in ((0.5, 0.5), (0.4, 0.6)):  # the second run loads the results of the steps, not those inside them
+        with DataDreamer(tmp_path / "out", verbose=False):
+            args = {"llm": FakeLLM(lambda prompt: "Yes." if "good as it is" in prompt else f"Said {len(prompt)}.")}
+            seeds = DataSource("Seeds", {"text": [f"seed {'x' * n}" for n in range(12)]})
+            people = Personas("People", {"texts": seeds.output["text"]}, {**args, "expansions": 1})
+            better = CritiqueAndRevise("Better", {"prompts": people.output["personas"]}, args)
+            rows = better.filter(lambda row: row["content"], lazy=True)
+            parts = rows.splits(train_size=sizes[0], test_size=sizes[1], group_by=seeds)
+            train, test = (set().union(*seeds_of(part, "Seeds")) for part in parts.values())
+            assert not train & test
+            assert train | test == {*range(12)}
+            assert sum(len(part.output) for part in parts.values()) == 24
+            assert [row.index for row in better.trace(13).walk() if row.node == "Seeds"] == [1]
 
 
 def test_seeds_that_share_a_row_are_one_group(session: DataDreamer):

@@ -327,6 +327,15 @@ def test_stratified_splits_keep_the_shares_of_every_label():
             assert abs(parts[name].count(label) - share * total) <= 1.5
 
 
+def test_a_label_with_too_few_rows_for_every_split_is_named(caplog: pytest.LogCaptureFixture):
+    with DataDreamer(":memory:"):
+        rows = DataSource("Rows", data={"label": [*"aaaaaab"]})
+        splits = rows.splits(0.5, test_size=0.5, stratify_by_column="label")
+        lacks = next(name for name, step in splits.items() if "b" not in values(step, "label"))
+    assert caplog.text.count("too few") == 1
+    assert f'the split "{lacks}" has no row with these values of "label"' in caplog.text
+
+
 @pytest.mark.parametrize(
     ("count", "sizes", "expected"),
     [

@@ -24,6 +24,7 @@ from datadreamer_like.steps import (
 )
 from datadreamer_like.steps.rounds.check_grounding import read_claims
 from datadreamer_like.steps.rounds.evolve import eliminated, read_evolved
+from datadreamer_like.steps.rounds.personas import read_persona
 
 
 def make(kind: Any, llm: LLM, inputs: dict[str, list[Any]], **args: Any) -> Any:
@@ -91,6 +92,15 @@ def test_a_critic_that_says_neither_is_asked_again_and_then_its_row_fails(sessio
     assert list(made.output["revised"]) == ["1", "2"]
     assert list(made.errors) == [1]
     assert "Critique 1" in made.errors[1]
+
+
+def test_an_empty_answer_is_none_and_an_empty_revision_keeps_the_answer_before_it(session: DataDreamer) -> None:
+    llm = ByPart({"Is this answer good": "No.", "Criticism": " ", "silent": "", "": "A cat."})
+    made = make(CritiqueAndRevise, llm, {"prompts": ["Name a cat.", "silent"]}, rounds=1)
+    assert list(made.output["answers"]) == ["A cat.", None]
+    assert list(made.output["revised"]) == ["A cat.", None]
+    assert "Revision 1: It is empty" in made.errors[0]
+    assert "Answer: It is empty" in made.errors[1]
 
 
 def test_a_rerun_of_rounds_sends_nothing_and_another_criterion_only_what_it_changes(tmp_path: Path) -> None:
@@ -319,7 +329,12 @@ def test_each_of_the_four_cases_eliminates(made: Any, answer: Any, equal: Any, w
 def test_an_evolved_instruction_loses_its_label_and_must_not_copy_the_prompt() -> None:
     row = {"instruction": "Write a poem."}
     assert read_evolved(Answer(['**Rewritten instruction:** "Write a sonnet."']), row) == "Write a sonnet."
-    assert isinstance(read_evolved(Answer(["Improve the given prompt."]), row), Rejected)
+    for unusable in (
+        Answer(["Improve the given prompt."]),
+        Answer(["That answer cannot be used. Write the instruction. Answer again."]),
+        Answer(["Write a sonnet about the"], finish_reasons=["length"]),
+    ):
+        assert isinstance(read_evolved(unusable, row), Rejected)
     about_prompts = {"instruction": "Improve the given prompt."}
     assert read_evolved(Answer(["Improve the given prompt twice."]), about_prompts) == "Improve the given prompt twice."
 
@@ -338,6 +353,8 @@ def test_personas_lead_to_others_and_refusals_are_asked_again(session: DataDream
         ("On ships", "A captain.", 1),
     ]  # fmt: skip
     assert any("friend {{ x }} of this persona" in prompt for prompt in llm.prompts)
+    repeated = [read_persona(Answer([prompt]), {}) for prompt in llm.prompts if "specific" in prompt]
+    assert {type(each) for each in repeated} == {Rejected}
 
 
 class Chat(LLM):

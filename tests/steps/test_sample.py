@@ -100,6 +100,11 @@ def test_persons_are_of_their_locale_and_the_same_each_time() -> None:
         assert {row["who"]["sex"] for row in drawn(20, columns)} == {"female", "male"}
     assert len({person["name"] for person in people}) > 50
     assert all(person["name"] == f"{person['first_name']} {person['last_name']}" for person in people)
+    columns = {"ja": Person("ja_JP"), "zh": Person("zh_CN")}
+    with DataDreamer(":memory:", verbose=False):
+        row = drawn(1, columns)[0]
+    assert row["ja"]["name"] == f"{row['ja']['last_name']} {row['ja']['first_name']}"
+    assert row["zh"]["name"] == f"{row['zh']['last_name']}{row['zh']['first_name']}"
     assert all(person["email"].isascii() and person["email"].endswith("@example.com") for person in people)
 
 

@@ -72,6 +72,16 @@ def test_columns_fill_the_template_and_a_cell_is_never_executed(session: DataDre
         ("{{ [1] | slice(n) | list }}", "10,000,000 characters"),
         ("{{ [1] | tojson(indent=n) }}", "by more than 100"),
         ("{{ n ** n }}", "digits"),
+        ("{{ (1).to_bytes(n, 'big') }}", "10,000,000 characters"),
+        (
+            "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+            "1,000,000 turns",
+        ),
+        (
+            "{% set its = namespace(v=1) %}{% for _ in range(60) %}{% set its.v = [its.v, its.v] %}{% endfor %}"
+            "{{ its.v }}",
+            "10,000,000 characters",
+        ),
         ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}x", "1,000,000 turns"),
     ],
 )
@@ -242,6 +252,11 @@ REFUSED = {
     "a blank text": (" ", "template is blank"),
     "chance": ("{{ ['a', 'b'] | random }}", "uses random.*Sample"),
     "chance by a function": ("{{ title }}\n{{ lipsum() }}", "line 2 of the template uses lipsum"),
+    "too many blocks": ("{% for a in [1] %}" * 30 + "x" + "{% endfor %}" * 30, "nested too deeply"),
+    "too many brackets": ("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", "nested too deeply"),
+    "a name put together by a filter": ("{{ [title] | map(attribute='__cl' ~ 'ass__') | list }}", "leave its sandbox"),
+    "a part of the template itself": ("{{ self | attr('_Template' ~ 'Reference__context') }}", "leave its sandbox"),
+    "a frame": ("{{ ([title] | map('upper')).gi_frame }}", "leave its sandbox"),
     "a format string": ("{{ '{0.__class__.__mro__}'.format(title) }}", "leave its sandbox"),
 }
 

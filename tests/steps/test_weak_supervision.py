@@ -344,6 +344,13 @@ def test_an_audit_passes_labels_on_that_are_shown_to_be_good_enough(session: Dat
     assert "hidden gold rows" in str(step.card)
 
 
+def test_an_audit_on_gold_rows_of_one_label_says_what_it_does_not_measure(
+    session: DataDreamer, caplog: pytest.LogCaptureFixture
+):
+    assert audited(["a", "b"] * 20, ["a", None] * 20).accuracy.value == 1
+    assert 'all 20 gold rows have the label "a", so nothing is measured of the other labels: b.' in caplog.text
+
+
 def test_an_audit_refuses_what_is_below_the_bar_and_what_is_not_shown(session: DataDreamer):
     with pytest.raises(DataError, match=r"50.0 \[27.2, 72.8\] % on 20 gold rows is below the bar of 80.0 %.*new gold"):
         audited(["a"] * 20, ["a", "b"] * 10)

@@ -21,7 +21,7 @@ from datadreamer_like.graph.threads import Task
 from datadreamer_like.storage.tables import TableWriter, is_own, read_table
 from datadreamer_like.storage.values import pickled_columns
 
-from .trace import Trace, lazy_origins, traced
+from .trace import Trace, followed, lazy_origins, traced
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -178,7 +178,8 @@ class DatasetNode(Node):
             node.fingerprint: origin.save(draft, f"lazy-origin-{index}")
             for index, (node, origin) in enumerate(lazy_origins(self.parents))
         }
-        result = {"origin": rows.origin.save(draft), "origins of lazy rows": origins}
+        origin = followed(self, rows.origin, writer.num_rows)
+        result = {"origin": origin.save(draft), "origins of lazy rows": origins}
         columns, pickled = list(schema.names), bool(pickled_columns(schema))
         return self.kept(columns=columns, rows=writer.num_rows, pickled=pickled, result=result)
 

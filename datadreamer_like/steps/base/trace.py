@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from datadreamer_like.errors import DefinitionError, NoSuchRow
 from datadreamer_like.graph.node import Node
-from datadreamer_like.graph.origin import INPUT, Link, Origin
+from datadreamer_like.graph.origin import INPUT, Link, Origin, Several
+from datadreamer_like.graph.origin import Positions as Places
 from datadreamer_like.graph.output import OutputIterableDataset
 from datadreamer_like.graph.row_numbers import whole_number
 
@@ -160,8 +161,8 @@ def _stored_origins(node: Any) -> dict[str, Origin]:
     return {fingerprint: Origin.load(node.result_folder, links, nodes) for fingerprint, links in described.items()}
 
 
-def rows_from(step: Any, source: Any) -> tuple[Positions, Positions]:
-    """Returns pairs of positions: of a step's rows, and of the source's rows that they came from, in any role.
+def rows_from(step: Any, source: Any, total: int) -> tuple[Positions, Positions]:
+    """Returns pairs of positions: of a step's `total` rows, and of the source's rows they came from, in any role.
 
     Raises:
         DefinitionError: The step is not made from the source, or the origin of rows between them is unknown.
@@ -169,7 +170,7 @@ def rows_from(step: Any, source: Any) -> tuple[Positions, Positions]:
     between = _between(step, source)
     if not between:
         raise DefinitionError(f'"{step.name}" is not made from "{source.name}", so its rows do not come from there.')
-    every = np.arange(step.output.num_rows)
+    every = np.arange(total)
     waiting: list[tuple[Any, Positions, Positions, dict[str, Origin]]] = [(step, every, every, {})]
     found = []
     while waiting:
@@ -178,8 +179,8 @@ def rows_from(step: Any, source: Any) -> tuple[Positions, Positions]:
             found.append(np.stack([rows, places]))
         elif len(places) and id(node) in between:
             learned = {**learned, **_stored_origins(node)}
-            links = _links(node, int(places.max()), learned)
-            if not links or any(link.parent is None for link in links):
+            links = _known_links(node, int(places.max()), learned)
+            if links is None:
                 raise DefinitionError(
                     f'The origin of the rows of "{node.name}" is unknown, so which rows of "{source.name}" they came '
                     "from is too. State it with Traced(rows, From(...)) in run(), or use a column."
@@ -187,6 +188,61 @@ def rows_from(step: Any, source: Any) -> tuple[Positions, Positions]:
             waiting += [(link.parent, *_followed(link, rows, places), learned) for link in links]
     pairs = np.unique(np.concatenate(found, axis=1), axis=1) if found else np.empty((2, 0), dtype=np.int64)
     return pairs[0], pairs[1]
+
+
+def followed(step: Any, origin: Origin, total: int) -> Origin:
+    """Returns an origin with links to the step's parents for rows that came from there through steps inside it.
+
+    Args:
+        step: A step that has made its rows, and the steps inside it that they came from.
+        origin: The origin of these rows.
+        total: Number of rows.
+    """
+    outer = {id(parent) for parent in step.parents}
+    found: dict[tuple[Any, str], list[Positions]] = {}
+    links = []
+    for link in origin.links or ():
+        pairs = _through(link, step.parents, np.arange(total)) if link.parent and id(link.parent) not in outer else None
+        links.append(link if pairs is None else replace(link, is_followed=True))
+        for key, parts in (pairs or {}).items():
+            found.setdefault(key, []).extend(parts)
+    for (parent, role), parts in found.items():
+        rows, places = np.unique(np.concatenate(parts, axis=1), axis=1)
+        ends = np.cumsum(np.bincount(rows, minlength=total))
+        same = np.array_equal(rows, places) and np.array_equal(rows, np.arange(total))
+        links.append(Link(parent, None if same else Places([0], [Several(ends, places)]), role))
+    return origin if origin.links is None else replace(origin, links=tuple(links))
+
+
+def _through(link: Link, parents: Sequence[Node], every: Positions) -> dict[tuple[Any, str], list[Positions]] | None:
+    """Returns pairs of positions of rows and of their sources among some nodes, by node and role; None if unknown."""
+    between = {id(parent) for parent in parents}.union(*(_between(link.parent, parent) for parent in parents))
+    outer = {id(parent) for parent in parents}
+    found: dict[tuple[Any, str], list[Positions]] = {}
+    waiting: list[tuple[Any, Positions, Positions, str, dict[str, Origin]]] = [
+        (link.parent, *_followed(link, every, every), link.role, {})
+    ]
+    while waiting:
+        node, rows, places, role, learned = waiting.pop()
+        if id(node) in outer:
+            found.setdefault((node, role), []).append(np.stack([rows, places]))
+        elif len(places) and id(node) in between:
+            learned = {**learned, **_stored_origins(node)}
+            links = _known_links(node, int(places.max()), learned)
+            if links is None:
+                return None
+            for each in links:
+                kept = role if each.role == INPUT else each.role
+                waiting.append((each.parent, *_followed(each, rows, places), kept, learned))
+    return found
+
+
+def _known_links(node: Any, index: int, learned: dict[str, Origin]) -> list[Link] | None:
+    """Returns the links of a node's rows up to a position that lead to other nodes; None if their origin is unknown."""
+    links = _links(node, index, learned)
+    if not links or any(link.parent is None and not link.is_followed for link in links):
+        return None
+    return [link for link in links if link.parent is not None]
 
 
 def _between(step: Any, source: Any) -> set[int]:

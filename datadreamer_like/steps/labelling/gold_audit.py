@@ -93,6 +93,12 @@ class GoldAudit(Step):
                 f'"{self.name}": no label is a gold label: the labels are {", ".join(sorted(given)[:5])}, the gold '
                 f"ones {', '.join(sorted(gold)[:5])}. Map one to the names of the other."
             )
+        if len(gold) == 1 and len(given) > 1:
+            self.logger.warning(
+                '"%s": all %d gold rows have the label "%s", so nothing is measured of the other labels: %s. A random '
+                "sample of the rows has other labels too, unless they are rare.",
+                self.name, rows, *gold, ", ".join(sorted(given - gold)[:10]),
+            )  # fmt: skip
         if found.low < bar:
             needed = rows_needed(1 - bar, (1 + confidence) / 2)
             verdict = "is below the bar" if found.high < bar else "is not shown to reach the bar"

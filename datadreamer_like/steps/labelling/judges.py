@@ -13,7 +13,7 @@ import numpy as np
 from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, EmptyDataset
 from datadreamer_like.evaluation.agreement import cohens_kappa, exact_interval
 from datadreamer_like.evaluation.columns import check_lengths
-from datadreamer_like.evaluation.label_model import Floats, fit_label_model
+from datadreamer_like.evaluation.label_model import Floats, fit_to_codes
 from datadreamer_like.evaluation.votes import ABSTAINED, Codes, Votes, label_codes
 from datadreamer_like.graph.output import Column
 from datadreamer_like.models.calls.failures import Rejected
@@ -289,9 +289,7 @@ def _weighed(votes: Votes, gold: Codes, asked: Votes) -> Floats:
         return asked.shares
     swap = np.array([_B, _A, _TIE, ABSTAINED])
     both = Votes(votes.voters, votes.classes, np.concatenate([votes.codes, swap[votes.codes]]))
-    names = [*VERDICTS, None]
-    gold_names = [names[code] for code in (*gold, *swap[gold])]
-    return fit_label_model(both, gold=gold_names, gold_only=True).probabilities(asked)
+    return fit_to_codes(both, np.concatenate([gold, swap[gold]]), gold_only=True).probabilities(asked)
 
 
 def _likeliest(votes: Votes, chances: Floats) -> Codes:

@@ -85,7 +85,8 @@ def labelling_function(
 
     def made(decorated: Any) -> LabellingFunction:
         if not callable(decorated) or (name is None and not hasattr(decorated, "__name__")):
-            raise ArgumentTypeError(f"@labelling_function decorates functions; got {decorated!r:.100}.")
+            help = " Name it: labelling_function(name=...)(...)." if callable(decorated) else ""
+            raise ArgumentTypeError(f"@labelling_function decorates functions; got {decorated!r:.100}.{help}")
         return LabellingFunction(decorated, name or decorated.__name__, dict(resources or {}))
 
     return made if function is None else made(function)

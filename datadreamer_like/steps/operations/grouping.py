@@ -26,7 +26,7 @@ def groups_of(rows: Rows, group_by: str | DatasetNode) -> Positions:
     """
     total = rows.num_rows or 0
     if not isinstance(group_by, str):
-        return _connected(total, *rows_from(rows.node, group_by))
+        return _connected(total, *rows_from(rows.node, group_by, total))
     numbers: dict[str, int] = {}
     found = np.arange(total)
     place = 0

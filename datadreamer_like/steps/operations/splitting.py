@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
@@ -16,6 +18,8 @@ from datadreamer_like.graph.rows import Rows
 from ..base.dataset_node import DatasetNode
 from .grouping import grouped, groups_of
 from .transforms import select
+
+logger = logging.getLogger("datadreamer_like")
 
 
 def split_rows(
@@ -44,7 +48,10 @@ def split_rows(
     if stratify_by_column:
         column = whole.select_columns([stratify_by_column])
         labels = [label for batch in column.batches() for label in batch[stratify_by_column]]
-        return select(whole, sorted(_stratified(order, labels, counts)[split]))
+        parts = _stratified(order, labels, counts)
+        if whole.node is None or whole.node.preview_rows is None:
+            _warn_of_absent(labels, parts[split], split, stratify_by_column)
+        return select(whole, sorted(parts[split]))
     start = sum(list(counts.values())[: list(counts).index(split)])
     return select(whole, sorted(order[start : start + counts[split]]))
 
@@ -75,6 +82,17 @@ def _stratified(order: list[int], labels: Sequence[Any], counts: Mapping[str, in
         if owed[name] >= unused and len(parts[name]) < counts[name]:
             parts[name].append(index)
     return parts
+
+
+def _warn_of_absent(labels: Sequence[Any], part: Sequence[int], split: str, column: str) -> None:
+    seen = {repr(labels[index]) for index in part}
+    if rare := {label: count for label, count in Counter(map(repr, labels)).items() if label not in seen}:
+        shown = ", ".join(f"{label} (rows: {count})" for label, count in list(rare.items())[:10])
+        more = f" and {len(rare) - 10:,} more" if len(rare) > 10 else ""
+        logger.warning(
+            'splits: the split "%s" has no row with these values of "%s", which have too few: %s%s.',
+            split, column, shown, more,
+        )  # fmt: skip
 
 
 def split_names(sizes: Mapping[str, float | None], total: int | None = None) -> list[str]:

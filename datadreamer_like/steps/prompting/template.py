@@ -22,13 +22,16 @@ from datadreamer_like.models.llms.generation import Prompt
 
 from .cell_text import cell_text
 from .template_limits import (
+    CALL,
     COUNTED,
     OPERATORS,
     CountTurns,
     bounded,
     check_call,
     check_operation,
+    check_parts,
     check_size,
+    count_turn,
     counted_turns,
     joined,
 )
@@ -102,6 +105,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         """Returns what an object returns, unless it is too large."""
+        count_turn(__context, CALL)
         check_call(__obj, (*args, *kwargs.values()))
         return super().call(__context, __obj, *args, **kwargs)
 
@@ -196,6 +200,8 @@ class PromptTemplate:
             used = meta.find_undeclared_variables(tree)  # names an unknown filter too
         except TemplateSyntaxError as error:
             raise DefinitionError(f"{self._where}: line {error.lineno} of the template: {error.message}") from error
+        except RecursionError:
+            raise self._too_deep() from None
         for node in tree.find_all((nodes.Getattr, nodes.Getitem, *_OTHER_FILES)):
             name = node.attr if isinstance(node, nodes.Getattr) else _constant(getattr(node, "arg", None))
             if isinstance(node, _OTHER_FILES):
@@ -220,7 +226,13 @@ class PromptTemplate:
                 nodes.Filter(each, "string", [], [], None, None, lineno=each.lineno, environment=environment)
                 for each in node.nodes
             ]
-        return environment.from_string(tree)
+        try:
+            return environment.from_string(tree)
+        except (SyntaxError, RecursionError):  # of the Python code that Jinja makes of it
+            raise self._too_deep() from None
+
+    def _too_deep(self) -> DefinitionError:
+        return DefinitionError(f"{self._where}: the template is nested too deeply. Use fewer blocks within blocks.")
 
     def _unsafe(self, what: str) -> DefinitionError:
         return DefinitionError(
@@ -239,9 +251,10 @@ def check_names(names: Iterable[str], where: str) -> None:
 
 
 def _set_names(tree: nodes.Template) -> set[str]:
-    """Returns the variables that a template sets somewhere; Jinja takes those that a condition sets for unknown."""
+    """Returns what a template sets or defines somewhere; Jinja takes that within a condition for unknown."""
     sets = tree.find_all((nodes.Assign, nodes.AssignBlock))
-    return {name.name for each in sets for name in each.find_all(nodes.Name) if name.ctx == "store"}
+    macros = {macro.name for macro in tree.find_all(nodes.Macro)}
+    return macros | {name.name for each in sets for name in each.find_all(nodes.Name) if name.ctx == "store"}
 
 
 def _content(message: Any, where: str) -> str:
@@ -266,6 +279,8 @@ def _as_text(value: Any) -> str:
         raise TemplateError(f"it prints the function {name} itself, not its result: write {name}(...)")
     if isinstance(value, Iterator | KeysView | ValuesView | ItemsView | range):
         value = list(value)
+    if isinstance(value, list | tuple | dict):
+        check_parts(value)
     text = cell_text(value, _in_json)
     check_size(len(text))
     return text
@@ -278,6 +293,8 @@ def _in_row(value: Any) -> Any:
 
 
 def _as_json(value: Any, indent: int | None = None) -> str:
+    if isinstance(value, list | tuple | dict):
+        check_parts(value)
     return json.dumps(value, ensure_ascii=False, default=_in_json, indent=indent)
 
 

@@ -18,6 +18,9 @@ MOST_CHARACTERS = 10_000_000
 MOST_TURNS = 1_000_000
 """Most turns of all loops of a template, for one row."""
 
+CALL = 20
+"""How many turns a call of a function counts for."""
+
 OPERATORS = frozenset({"*", "**", "%", "+"})
 """The operators that are checked."""
 
@@ -25,6 +28,7 @@ COUNTED = "counted_turns"
 """Name of the filter that counts the turns of a loop."""
 
 _TURNS = "turns of loops"
+_CONTAINER = 10  # characters for which a list within a list counts
 _MOST_BITS = 100_000
 _MOST_INDENT = 100
 _PADDING = ("center", "ljust", "rjust", "zfill")
@@ -51,10 +55,15 @@ class CountTurns(NodeTransformer):
 def counted_turns(context: Context, values: Iterable[Any]) -> Iterator[Any]:
     """Yields the values of a loop, and counts them over all loops of the template."""
     for value in values:
-        turns = context.vars[_TURNS] = context.vars.get(_TURNS, 0) + 1  # made anew for each row
-        if turns > MOST_TURNS:
-            raise TooLarge(f"its loops take more than {MOST_TURNS:,} turns")
+        count_turn(context)
         yield value
+
+
+def count_turn(context: Context, weight: int = 1) -> None:
+    """Counts one turn of a loop, or a call of a function, which takes as long as some turns."""
+    turns = context.vars[_TURNS] = context.vars.get(_TURNS, 0) + weight  # made anew for each row
+    if turns > MOST_TURNS:
+        raise TooLarge(f"its loops and calls take more than {MOST_TURNS:,} turns")
 
 
 def joined(pieces: Iterable[str]) -> str:
@@ -71,6 +80,17 @@ def check_size(size: int) -> None:
     """Refuses a text or list of so many characters or elements."""
     if size > MOST_CHARACTERS:
         raise TooLarge(f"it makes a text of more than {MOST_CHARACTERS:,} characters")
+
+
+def check_parts(value: Any) -> None:
+    """Refuses a list or mapping with too many elements, those of lists within it included as often as they occur."""
+    waiting, size = [value], 0
+    while waiting:
+        parts = waiting.pop()
+        size += len(parts) + _CONTAINER
+        check_size(size)
+        found = parts.values() if isinstance(parts, dict) else parts
+        waiting += [part for part in found if isinstance(part, list | tuple | dict)]
 
 
 def check_operation(operator: str, left: Any, right: Any) -> None:
@@ -90,8 +110,10 @@ def check_operation(operator: str, left: Any, right: Any) -> None:
 
 
 def check_call(called: Any, arguments: Iterable[Any]) -> None:
-    """Refuses a call of a text's method that would make a text that is too large."""
+    """Refuses a call of a text's or number's method that would make a text that is too large."""
     method = getattr(called, "__wrapped__", called)
+    if isinstance(method, BuiltinMethodType) and method.__name__ == "to_bytes":
+        _check_widths(arguments)
     if isinstance(method, BuiltinMethodType) and isinstance(text := method.__self__, str):
         if method.__name__ in ("format", "format_map"):
             check_format(text, arguments)

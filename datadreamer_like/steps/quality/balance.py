@@ -82,6 +82,11 @@ class Balance(Step):
         for row, label in enumerate(self._labels()):
             places.setdefault(label, []).append(row)
         counts = self._counts({label: len(rows) for label, rows in places.items()})
+        if len(places) == 1 and self.args["shares"] is None and self.preview_rows is None:
+            self.logger.warning(
+                '"%s": all rows have the label %r, so there is nothing to balance. Check the column.',
+                self.name, *places,
+            )  # fmt: skip
         draw = np.random.default_rng(self.args["seed"])
         drawn = [_drawn(np.array(places[label]), count, draw) for label, count in sorted(counts.items(), key=repr)]
         taken = np.sort(np.concatenate(drawn))

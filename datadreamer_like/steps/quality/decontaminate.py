@@ -14,7 +14,7 @@ from datadreamer_like.models.words import words_of
 
 from ..base.columns import whole
 from ..operations.transforms import table_of
-from .embedding_index import EmbeddingIndex, register_embedding, vectors_of
+from .embedding_index import EmbeddingIndex, reaches, register_embedding, vectors_of
 from .minhash_index import MinHashIndex, register_minhash
 from .normal_form import normalized
 from .row_filter import Bools, Judged, RowFilter
@@ -203,6 +203,8 @@ class DecontaminateByEmbedding(Contamination):
         >>> clean = DecontaminateByEmbedding("Unlike the test set", texts, {"embedder": embedder})  # doctest: +SKIP
     """
 
+    result_version: ClassVar[int] = 2  # 2: equal vectors reach a threshold of 1
+
     def setup(self) -> None:
         """Registers the step's names."""
         super().setup()
@@ -221,7 +223,7 @@ class DecontaminateByEmbedding(Contamination):
 
     def is_contaminated(self, similarity: Floats) -> Bools:
         """Returns which rows reach the threshold."""
-        found: Bools = similarity >= self.args["threshold"]
+        found: Bools = reaches(similarity, self.args["threshold"])
         return found
 
     def matches(self, table: Table, against: Table) -> tuple[Ints, Floats]:

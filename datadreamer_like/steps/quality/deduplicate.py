@@ -199,6 +199,7 @@ class DeduplicateByEmbedding(Duplicates):
         >>> distinct = DeduplicateByEmbedding("Distinct", {"inputs": rows.output["text"]}, args)  # doctest: +SKIP
     """
 
+    result_version: ClassVar[int] = 2  # 2: equal vectors reach a threshold of 1
     rejected_as = "semantic duplicate"
 
     def setup(self) -> None:

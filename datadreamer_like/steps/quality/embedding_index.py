@@ -18,6 +18,13 @@ Ints = np.ndarray[Any, np.dtype[np.int64]]
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 
 _BLOCK = 1024
+_ROUNDING = 1e-6
+"""How far the cosine of float32 vectors may be below the true one: equal vectors reach a threshold of 1."""
+
+
+def reaches(cosines: Any, threshold: float) -> Any:
+    """Returns whether cosines are at least a threshold, up to rounding."""
+    return cosines >= threshold - _ROUNDING
 
 
 def register_embedding(step: Step) -> None:
@@ -43,7 +50,7 @@ def vectors_of(step: Step, table: Table, column: str) -> Floats:
         if known and embedder is not None:
             given = embedder.run(given)
         if known:
-            vectors = _as_array(given, place, f'"{step.name}"', found)
+            vectors = _as_array(given, [place + row for row in known], f'"{step.name}"', found)
             if found is None:
                 found = np.zeros((len(table), vectors.shape[1]), dtype=np.float32)
             found[place + np.array(known)] = vectors
@@ -61,18 +68,22 @@ def _batches(step: Step, table: Table, column: str) -> Iterator[list[Any]]:
         yield batch.column(0).to_pylist()
 
 
-def _as_array(given: Any, place: int, what: str, earlier: Floats | None) -> Floats:
+def _as_array(given: Any, rows: list[int], what: str, earlier: Floats | None) -> Floats:
     dims = len(given[0]) if hasattr(given[0], "__len__") and not isinstance(given[0], str) else None
     if dims is None:
         advice = ' Give an embedder: args={"embedder": ...}.' if isinstance(given[0], str) else ""
         raise DataError(f"{what}: the inputs have {given[0]!r:.100}; expected vectors of numbers.{advice}")
     known = dims if earlier is None else earlier.shape[1]
-    wrong = next((vector for vector in given if len(vector) != known), None)
+    wrong = next((place for place, vector in enumerate(given) if len(vector) != known), None)
     if wrong is not None:
-        raise DataError(f"{what}: a vector after row {place} has {len(wrong)} dimensions; the first has {known}.")
+        raise DataError(
+            f"{what}: the vector of row {rows[wrong]} has {len(given[wrong])} dimensions; the first has {known}."
+        )
     vectors = np.asarray(given, dtype=np.float64)
-    if not np.isfinite(vectors).all():
-        raise DataError(f"{what}: a vector after row {place} has a number that is not finite.")
+    finite = np.isfinite(vectors).all(axis=1)
+    if not finite.all():
+        row = rows[int(finite.argmin())]
+        raise DataError(f"{what}: the vector of row {row} has a number that is missing or not finite.")
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     unit: Floats = np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0).astype(np.float32)
     return unit
@@ -106,7 +117,7 @@ class EmbeddingIndex:
             highest = products[np.arange(len(vectors)), best]
             closer = highest > cosines
             places[closer], cosines[closer] = self._places[start + best[closer]], highest[closer]
-        return places, cosines
+        return places, np.minimum(cosines, 1.0)
 
     def kept_among(self, vectors: Floats, order: Ints, threshold: float) -> Iterator[tuple[int, tuple[int, float]]]:
         """Adds the vectors at positions in `order` that are below the threshold from all added before.
@@ -117,7 +128,7 @@ class EmbeddingIndex:
             rows = order[start : start + _BLOCK]
             block = vectors[rows]
             places, cosines = self.nearest(block)
-            within = block @ block.T
+            within = np.minimum(block @ block.T, 1.0)
             is_kept = np.zeros(len(rows), dtype=bool)
             for row in range(len(rows)):
                 # Those of the block that are kept, and come before.
@@ -125,7 +136,7 @@ class EmbeddingIndex:
                 best = int(earlier.argmax())
                 if earlier[best] > cosines[row]:
                     places[row], cosines[row] = rows[best], earlier[best]
-                is_kept[row] = cosines[row] < threshold
+                is_kept[row] = not reaches(cosines[row], threshold)
                 if not is_kept[row]:
                     yield int(rows[row]), (int(places[row]), float(cosines[row]))
             self.add(rows[is_kept], block[is_kept])

@@ -87,7 +87,8 @@ class FindLabelErrors(RowFilter):
         try:
             return self._suspects(len(table), columns, known)
         except DataError as error:
-            fail_unless_preview(self, error, "no label is a suspect")
+            named = error if f'"{self.name}"' in str(error) else type(error)(f'"{self.name}": {error}')
+            fail_unless_preview(self, named, "no label is a suspect")
             kinds = {"reason": pa.string(), "error_probability": pa.float64(), "suggested_label": pa.string()}
             return Judged(np.zeros(len(table), bool), {name: pa.nulls(len(table), kinds[name]) for name in kinds})
 

@@ -64,7 +64,7 @@ class CritiqueAndRevise(PromptRounds):
         ... )
     """
 
-    result_version: ClassVar[int] = 2  # 2: blank prompts and answers are not sent
+    result_version: ClassVar[int] = 3  # 2: blank prompts and answers are not sent; 3: an empty answer is none
     least: ClassVar[dict[str, int]] = {"rounds": 1}
 
     def setup(self) -> None:
@@ -86,7 +86,7 @@ class CritiqueAndRevise(PromptRounds):
         prompt = self.inputs["prompts"]
         answer = self.inputs.get("answers")
         if answer is None:
-            args = {"llm": self.args["llm"], **self.options()}
+            args = {"llm": self.args["llm"], "parse": read_words, **self.options()}
             first = FirstAnswer("Answer", inputs={"prompts": prompt}, args=args, force=self.force)
             answer = first.output["generations"]
         criteria = self.args["criteria"]
@@ -96,7 +96,7 @@ class CritiqueAndRevise(PromptRounds):
             last = columns[f"answer {number - 1}"]
             judged = self.ask(f"Critique {number}", critique, read_critique, "critic", prompt=prompt, answer=last)
             columns[f"critique {number}"] = said = judged.output["generations"]
-            revised = self.ask(f"Revision {number}", _REVISE, None, prompt=prompt, answer=last, critique=said)
+            revised = self.ask(f"Revision {number}", _REVISE, read_words, prompt=prompt, answer=last, critique=said)
             columns[f"answer {number}"] = revised.output["generations"]
         return self.rows(self.row, **columns)
 
@@ -119,6 +119,11 @@ class FirstAnswer(Prompt):
     def prompts(self, batch: Batch) -> Sequence[RowPrompt]:
         """Returns the prompts."""
         return [None if is_blank(prompt) else prompt for prompt in super().prompts(batch)]
+
+
+def read_words(answer: Answer, row: Row) -> Any:
+    """Returns an answer that has a text."""
+    return Rejected("It is empty. Write an answer.") if is_blank(answer.text) else answer.text
 
 
 def read_critique(answer: Answer, row: Row) -> Any:

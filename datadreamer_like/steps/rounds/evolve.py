@@ -64,7 +64,7 @@ Answer with one word: yes or no."""
 # Words of the prompt above that an evolved instruction has from it alone.
 _COPIED = re.compile(
     r"\b(?:given|rewritten|new|first|second|original) (?:instruction|prompt)s?\b"
-    r"|#\s*(?:the )?(?:given|rewritten|created) prompt",
+    r"|#\s*(?:the )?(?:given|rewritten|created) prompt|that answer cannot be used",
     re.IGNORECASE,
 )
 _LABEL = re.compile(r"^\W*(?:the )?(?:(?:re)?written|new)?\s*(?:instruction|prompt)\W*:\W*\s", re.IGNORECASE)
@@ -87,8 +87,9 @@ class Evolve(PromptRounds):
     A row for each instruction and round: those of the first round come first. An evolution fails, and the next round
     starts from what it started from, if (the paper's four cases) an LLM finds it equal to the earlier one; the answer
     is "sorry" and shorter than 80 words; the answer has only punctuation and stop words; it has copied words of the
-    prompt, also when asked again. So does one that was not compared or answered since its LLM failed; `step.errors` has
-    the reason. A missing or blank instruction is not sent: its rows fail.
+    prompt, also when asked again. So does one that the limit of tokens cut off, and one that was not compared or
+    answered since its LLM failed; `step.errors` has the reason. A missing or blank instruction is not sent: its rows
+    fail.
     `evolved.filter(lambda row: row["eliminated"] is None)` keeps the others.
 
     Reference: Xu et al. 2023, "WizardLM: Empowering Large Language Models to Follow Complex Instructions",
@@ -100,7 +101,8 @@ class Evolve(PromptRounds):
         ... )
     """
 
-    result_version: ClassVar[int] = 3  # 2: what was not compared is eliminated; 3: blank instructions are not evolved
+    # 2: what was not compared is eliminated; 3: blank instructions are not evolved; 4: nor are those that were cut off
+    result_version: ClassVar[int] = 4
     least: ClassVar[dict[str, int]] = {"rounds": 1}
     texts: ClassVar[tuple[str, ...]] = ("instructions",)
 
@@ -175,7 +177,7 @@ class Evolve(PromptRounds):
 class DrawOperations(Step):
     """Draws an operation for each instruction."""
 
-    result_version: ClassVar[int] = 3  # that of Evolve
+    result_version: ClassVar[int] = 4  # that of Evolve
 
     def setup(self) -> None:
         """Registers the step's names."""
@@ -206,7 +208,7 @@ class DrawOperations(Step):
 class Survivors(Step):
     """Eliminates failed evolutions of a round, and gives what the next round starts from."""
 
-    result_version: ClassVar[int] = 3  # that of Evolve
+    result_version: ClassVar[int] = 4  # that of Evolve
 
     def setup(self) -> None:
         """Registers the step's names."""
@@ -258,6 +260,8 @@ def read_evolved(answer: Answer, row: Row) -> Any:
     text = _LABEL.sub("", answer.text or "").strip().strip('"').strip()
     if not text:
         return Rejected("Write the instruction.")
+    if (answer.finish_reasons or [None])[0] == "length":
+        return Rejected("It was cut off. Write a shorter instruction.")
     if _COPIED.search(text) and not _COPIED.search(row["instruction"]):
         return Rejected("It repeats words of this task. Write the instruction only.")
     return text

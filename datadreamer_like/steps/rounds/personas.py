@@ -26,6 +26,7 @@ Persona:
 
 Describe, in one or two specific sentences and without a name, another person who is a <relation> of this persona."""
 
+_COPIED = re.compile("in one or two specific sentences", re.IGNORECASE)  # words of the prompts above
 _REFUSED = re.compile(r"\b(?:as an ai|i cannot|i can't|i'm sorry|i am sorry)\b", re.IGNORECASE)
 
 
@@ -51,7 +52,7 @@ class Personas(PromptRounds):
         ... )
     """
 
-    result_version: ClassVar[int] = 2  # 2: a blank text has no persona
+    result_version: ClassVar[int] = 3  # 2: a blank text has no persona; 3: nor is a repeated prompt one
 
     texts = ("texts",)
     least: ClassVar[dict[str, int]] = {"expansions": 0}
@@ -114,6 +115,6 @@ class Labelled:
 
 
 def read_persona(answer: Answer, row: Row) -> Any:
-    """Returns a persona; a refusal is asked again."""
+    """Returns a persona; a refusal, or the prompt once more, is asked again."""
     text = (answer.text or "").strip().strip('"')
-    return Rejected("Describe a person.") if not text or _REFUSED.search(text) else text
+    return Rejected("Describe a person.") if not text or _REFUSED.search(text) or _COPIED.search(text) else text

@@ -26,6 +26,8 @@ Weighted = Sequence[Any] | Mapping[Any, float]
 """Values, equally likely; or values with their weights."""
 
 
+_FAMILY_NAME_FIRST = {"hu": " ", "ja": " ", "ko": "", "vi": " ", "zh": ""}
+"""What is between the family name, which comes first, and the given name, by language."""
 _MOST_PARTS = 5  # of a range, in the report of what was drawn
 
 
@@ -215,8 +217,9 @@ class Date(Sampler):
 class Person(Sampler):
     """An invented person: a dictionary of name, first_name, last_name, sex, email, city and job, by the library faker.
 
-    Names, cities and jobs are those of the `locale`, such as "de_DE". The address is at example.com. Another version of
-    faker may draw others from the same seed.
+    Names, cities and jobs are those of the `locale`, such as "de_DE"; a name has the family name first where that is
+    the custom. The address is at example.com. Two rows may have the same name, and so the same address. Another version
+    of faker may draw others from the same seed.
 
     Example:
         >>> Person(locale="fr_FR")  # doctest: +SKIP
@@ -239,7 +242,12 @@ class Person(Sampler):
     def __fingerprint__(self) -> tuple[Any, ...]:
         import faker
 
-        return "Person", self.locale, faker.VERSION
+        order = ["family name first"] if self._language in _FAMILY_NAME_FIRST else []
+        return "Person", self.locale, faker.VERSION, *order
+
+    @property
+    def _language(self) -> str:
+        return self.locale.partition("_")[0]
 
     def draw(self, uniforms: Uniforms, given: Sequence[Any]) -> list[Any]:
         """Returns one value per row."""
@@ -254,8 +262,10 @@ class Person(Sampler):
         first = str(getattr(fake, f"first_name_{sex}")())
         last = str(getattr(fake, f"last_name_{sex}")())
         address = ".".join(filter(None, map(_ascii, (first, last)))) or f"person{seed % 10_000}"
+        between = _FAMILY_NAME_FIRST.get(self._language)
+        name = f"{first} {last}" if between is None else f"{last}{between}{first}"
         return {
-            "name": f"{first} {last}", "first_name": first, "last_name": last, "sex": sex,
+            "name": name, "first_name": first, "last_name": last, "sex": sex,
             "email": f"{address}@example.com", "city": str(fake.city()), "job": str(fake.job()),
         }  # fmt: skip
 

@@ -32,7 +32,8 @@ class DocumentDataSource(TextFileSource):
     """Documents of a folder and its subfolders: text, Markdown, HTML (as Markdown) and PDF (its text, page by page).
 
     Columns: `path` (relative to the folder), `title` (of the document's metadata, its first heading, or its file name),
-    `text`, and `page` (from 1; None for a document without pages). A PDF has one row per page, other documents one row.
+    `text`, and `page` (from 1; None for a document without pages). A PDF has one row per page, other documents one row;
+    its lines are in the order of the file, where two columns may alternate.
 
     HTML becomes Markdown with its headings, lists and tables; of `<main>` or the only `<article>` if there is one,
     without navigation, scripts, images and addresses of links. Lines in a cell of a table are separated by `<br>`, a
