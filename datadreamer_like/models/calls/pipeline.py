@@ -303,8 +303,10 @@ class _Pending(Generic[P, Q, A]):
             yield
         except OverBudget as error:
             done = self.count - sum(job.answer is None for job in self.rows) + len(self.recorder.stored)
-            left = "the others are left" if total is None else f"{max(0, total - done):,} are left"
-            raise OverBudget(f"{error} {done:,} {what}, {left}.") from error
+            # Of prompts that are not read yet it is not known whether their answers are stored.
+            at_least, at_most = ("At least ", "at most ") if self.count < (total or 0) else ("", "")
+            left = "the others are left" if total is None else f"{at_most}{max(0, total - done):,} are left"
+            raise OverBudget(f"{error} {at_least}{done:,} {what}, {left}.") from error
 
     def add(self, prompts: Sequence[P]) -> list[Job[Q, A]]:
         """Appends a job for each prompt, and returns those to submit."""

@@ -52,7 +52,7 @@ class Reranker(Retriever):
         """Yields positions and scores of the `k` best texts for each query; its error if a text of it has no score."""
         depth, remaining = min(max(k, self.depth), len(self.texts)), iter(queries)
         while portion := list(islice(remaining, _QUERIES_AT_ONCE)):
-            found = list(self.retriever.search(portion, depth, run))
+            found = self.retriever.found_for(portion, depth, run)
             pairs = (
                 (query, text)
                 for query, each in zip(portion, found, strict=True)
