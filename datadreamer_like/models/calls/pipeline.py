@@ -84,12 +84,14 @@ class Job(Generic[Q, A]):
     """The position and the request of one prompt. One small object per prompt, since there may be millions.
 
     `answer` is set once it is on disk and checked; `rejections` are the rejected answers so far, with their reasons.
+    Of the `tries`, those `without_text` were answered without one.
     """
 
     index: int
     key: bytes
     request: Q
     tries: int = 0
+    without_text: int = 0
     answer: A | None = None
     rejections: tuple[tuple[A, str], ...] = ()
 
@@ -379,7 +381,7 @@ class _Pending(Generic[P, Q, A]):
             job.answer = calls.rejected(answer, checked.reason, None)
             return True
         job.key, job.request = calls.follow_up(job.key, job.request, answer, checked.reason)
-        job.tries = 0
+        job.tries = job.without_text = 0
         return False
 
 
