@@ -10,7 +10,7 @@ import pytest
 from subjects import Lengths
 
 from datadreamer_like import embedders
-from datadreamer_like.errors import ArgumentTypeError, DefinitionError
+from datadreamer_like.errors import ArgumentTypeError, BadRequest, DefinitionError
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.models import ParallelEmbedder
 
@@ -90,6 +90,18 @@ def test_a_member_that_is_broken_shifts_no_vectors_and_is_named(embed: Any, matc
     with pytest.raises(ValueError, match=match) as raised:
         model.run([f"text {index}" for index in range(6)])
     assert "numbers" in match or "model 2 of 2 of ParallelEmbedder" in "".join(getattr(raised.value, "__notes__", []))
+
+
+def test_a_text_that_one_of_them_refuses_fails_alone() -> None:
+    def picky(texts: Any, vectors: Any) -> Any:
+        if "bad" in texts:
+            raise BadRequest("refused: bad")
+        return vectors
+
+    texts = [*map(str, range(20)), "bad", *map(str, range(20, 30))]
+    results = list(ParallelEmbedder(Odd(picky), Odd(picky)).results(texts, batch_size=16))
+    assert [text for text, result in zip(texts, results, strict=True) if result.error is not None] == ["bad"]
+    assert str(results[20].error) == "refused: bad"
 
 
 def test_memory_that_runs_out_in_one_of_them_halves_the_batch_of_all() -> None:
