@@ -83,8 +83,8 @@ class Calls(ABC, Generic[P, Q, A]):
 class Job(Generic[Q, A]):
     """The position and the request of one prompt. One small object per prompt, since there may be millions.
 
-    `answer` is set once it is on disk and checked; `rejections` are the rejected answers so far, with their reasons.
-    Of the `tries`, those `without_text` were answered without one.
+    `answer` is set once it is on disk and checked; `rejections` are the rejected answers so far, with their reasons;
+    `without_text` counts the `tries` that were answered without one.
     """
 
     index: int
@@ -305,8 +305,7 @@ class _Pending(Generic[P, Q, A]):
             yield
         except OverBudget as error:
             done = self.count - sum(job.answer is None for job in self.rows) + len(self.recorder.stored)
-            # Of prompts that are not read yet it is not known whether their answers are stored.
-            at_least, at_most = ("At least ", "at most ") if self.count < (total or 0) else ("", "")
+            at_least, at_most = ("At least ", "at most ") if self.count < (total or 0) else ("", "")  # some are unread
             left = "the others are left" if total is None else f"{at_most}{max(0, total - done):,} are left"
             raise OverBudget(f"{error} {at_least}{done:,} {what}, {left}.") from error
 
