@@ -171,6 +171,7 @@ class Plan:
         cached = sum(node.state == "cached" for node in self.nodes)
         requests = sum(each.requests or 0 for each in known)
         total = f"{cached} of {len(self.nodes)} nodes are cached. {requests:,} requests to send"
+        total += " up to where the plan ends" if self.ends_at else ""
         if any(each.requests != 0 for each in known):
             total += f", {_money(_sum([each.cost for each in known]), _sum([each.most_cost for each in known]))}"
         names = ", ".join(f'"{name}"' for name in self.unknown)

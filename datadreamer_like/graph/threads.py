@@ -42,10 +42,14 @@ class Task(Generic[T]):
         """Whether the function has returned or raised."""
         return self._done.is_set()
 
-    def result(self) -> T:
-        """Waits for the function, and returns its result or raises its error; the wait can be interrupted."""
+    def wait(self) -> None:
+        """Waits for the function; the wait can be interrupted."""
         while not self._done.wait(_POLL_SECONDS):
             pass
+
+    def result(self) -> T:
+        """Waits for the function, and returns its result or raises its error; the wait can be interrupted."""
+        self.wait()
         if self._error is not None:
             raise self._error
         return self._returned

@@ -26,6 +26,7 @@ _COLUMNS = (
     TableColumn("distinct_2", "distinct-2", "%", ".1f", 100),
     TableColumn("self_bleu", "self-BLEU", "", ".3f"),
 )
+_TOKENS_A_VALUE = 32  # at most
 _ITEM = re.compile(r"^\s*(?:\d+[.):]|[-*•])\s*(.+?)\s*$", re.MULTILINE)
 
 
@@ -49,8 +50,8 @@ class AttributedPrompts:
         control: Also make as many texts from simple prompts, that name the class alone, and compare the diversity.
         embedder: Measures the similarity of the texts of a class.
         seed: Of the random values, and of the LLM.
-        **options: Options of the LLM for writing texts, such as `max_new_tokens`.
-            `temperature` and `top_p` are 1 by default.
+        **options: Options of the LLM for writing texts; `temperature` and `top_p` are 1 by default. With a
+            `max_new_tokens`, which a budget needs, lists of values are bounded too, at 32 tokens a value or more.
 
     Attributes:
         attributes: The values of each attribute by class.
@@ -128,6 +129,8 @@ class AttributedPrompts:
         prompts = [ask.format(count, attribute, self._task, which) for which in whose]
         source = DataSource(f"{self.name}, questions of {attribute}", {"prompt": prompts})
         args = {"llm": self._llm, "parse": _listed, "temperature": 0.0}
+        if (longest := self._options.get("max_new_tokens")) is not None:  # which a budget needs
+            args["max_new_tokens"] = max(longest, _TOKENS_A_VALUE * count)
         said = Prompt(f"{self.name}, values of {attribute}", {"prompts": source.output["prompt"]}, args)
         lists: list[list[str]] = [(found or [])[:count] for found in said.output["generations"]]
         if by_label:

@@ -542,6 +542,30 @@ def test_results_that_were_cut_are_fetched_again_before_their_rows_are_submitted
     assert [len(job.lines) for job in server.jobs] == ([3, 1] if always else [3])
 
 
+@pytest.mark.parametrize("always", [False, True])
+def test_lines_that_lack_in_the_results_are_looked_for_again_and_then_alone_submitted_and_counted(
+    server: BatchServer, always: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    answered, fetched = server.answer, 0
+
+    def answer(method: str, path: str, *rest: Any) -> tuple[int, Any]:
+        nonlocal fetched
+        status, content = answered(method, path, *rest)
+        if path.endswith(("/content", "/results")) and len(server.jobs) == 1:
+            fetched += 1
+            content = b"\n".join(content.splitlines()[:-1]) if always or fetched == 1 else content
+        return status, content
+
+    server.answer = answer  # type: ignore[method-assign]
+    usage = Usage()
+    with counting(usage):
+        assert model(server, tmp_path, budget="1 USD").run(prompts(3), max_new_tokens=50) == echoes(prompts(3))
+    assert fetched == 2
+    assert [len(job.lines) for job in server.jobs] == ([3, 1] if always else [3])
+    assert usage.requests == (4 if always else 3)
+    assert ("lack 1 of its 3 lines; their prompts are submitted again" in caplog.text) == always
+
+
 def test_a_run_closes_the_client_that_it_opened_and_leaves_the_script_s_own(
     server: BatchServer, tmp_path: Path
 ) -> None:

@@ -90,6 +90,15 @@ def test_a_run_ends_below_its_budget_with_what_is_left_to_do_and_goes_on_with_a_
         assert spent_in(tmp_path) == pytest.approx(sum(bill))
 
 
+def test_prompts_that_were_not_read_when_the_budget_ended_are_not_counted_as_left() -> None:
+    with FlakyServer() as server:
+        llm = OpenAI("m", base_url=server.url, prices=PRICES, budget="0.0001 USD")
+        many = (f"question {index}" for index in range(1_000_000))
+        with pytest.raises(OverBudget, match="At least 0 prompts answered, at most 1,000,000 are left"):
+            llm.run(many, max_new_tokens=TOKENS, total_num_prompts=1_000_000)
+        assert server.requests == []
+
+
 def test_a_prompt_that_passes_the_whole_budget_fails_alone_and_is_sent_with_a_larger_one(tmp_path: Path) -> None:
     bill: list[float] = []
     prompts = ["one", "long" * 4_000, "two"]

@@ -97,7 +97,7 @@ def test_failed_requests_are_sent_again(status: int, tmp_path: Path) -> None:
         return error(status, "later", headers={"retry-after-ms": "10"}) if before < 2 else None
 
     with EmbeddingServer(behave) as server:
-        found = embedder(server, retry_on_fail=True).run(["a", "b", "c"])
+        found = embedder(server).run(["a", "b", "c"])
         assert [list(vector) for vector in found] == [vector_of(text, 4) for text in ("a", "b", "c")]
         assert [len(body["input"]) for body in server.requests] == [3, 3, 3]
 
@@ -113,7 +113,7 @@ def test_failed_requests_are_sent_again(status: int, tmp_path: Path) -> None:
 )
 def test_an_answer_that_is_not_the_vectors_is_malformed(changed: dict[str, Any]) -> None:
     with EmbeddingServer(lambda texts, before: None if before else embeddings(texts, 4, **changed)) as server:
-        assert len(embedder(server, retry_on_fail=True).run(["a", "b"])[0]) == 4
+        assert len(embedder(server).run(["a", "b"])[0]) == 4
         assert len(server.requests) == 2
 
 

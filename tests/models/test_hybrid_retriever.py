@@ -102,6 +102,18 @@ def test_what_cannot_be_joined_is_refused() -> None:
     HybridRetriever(one, Ranked({}, list(TEXTS)))  # equal texts
 
 
+def test_a_retriever_that_leaves_queries_out_shifts_no_results() -> None:
+    class Short(Ranked):
+        def search(self, queries: Any, k: int, run: Any) -> Any:
+            return super().search([query for query in queries if query != "q1"], k, run)
+
+    rankings = {f"q{n}": [n] for n in range(4)}
+    short = Short(rankings)
+    for model in (ParallelRetriever(short, short), HybridRetriever(Ranked(rankings), short)):
+        with pytest.raises(DefinitionError, match=r"search of Short yields \d results for \d queries"):
+            model.run(list(rankings))
+
+
 def test_what_decides_a_result_is_in_the_identity() -> None:
     one, other = Ranked({"q": [1]}), Ranked({"q": [2]})
     models = [

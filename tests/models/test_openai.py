@@ -264,6 +264,13 @@ def test_a_row_without_text_is_kept_with_its_error_and_never_ends_the_run(
     assert server.seen["bad"] == 1
 
 
+def test_an_empty_answer_is_asked_for_again_however_often_the_request_had_failed_before(tmp_path: Path) -> None:
+    replies = [error(500, "oops")] * 3 + [Reply(""), Reply(""), Reply("fine")]
+    with FlakyServer(lambda body, before: replies[before]) as server:
+        assert client(server, tmp_path).run(["a"]) == ["fine"]
+        assert server.seen["a"] == 6
+
+
 @pytest.mark.parametrize(
     "odd",
     [

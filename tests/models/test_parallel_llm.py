@@ -4,12 +4,12 @@ import asyncio
 import pickle
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from flaky_server import FlakyServer, Reply, error
+from flaky_server import FlakyServer, Reply, error, prompt_of
 
 from datadreamer_like import DataDreamer
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, OverBudget
@@ -116,6 +116,63 @@ def test_what_one_server_refuses_for_now_is_sent_again(tmp_path: Path) -> None:
         llm.cache_folder_path = tmp_path
         assert llm.run(["a", "b"], concurrency=1) == ["echo: a", "echo: b"]
         assert fingerprint(llm) != fingerprint(servers[0])
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        Reply(""),
+        Reply(body=b"<html>"),
+        error(400, "maximum context length is 10", code="context_length_exceeded"),
+        error(400, "content filtered"),
+    ],
+    ids=["empty", "html", "too-long", "refused"],
+)
+def test_what_one_model_fails_at_is_answered_by_another(reply: Reply, caplog: pytest.LogCaptureFixture) -> None:
+    prompts = PROMPTS[:30]
+    with FlakyServer(lambda body, before: reply) as broken, FlakyServer() as server:
+        models = [OpenAI(name, base_url=each.url, api_key="k") for name, each in (("bad", broken), ("m", server))]
+        for model in models:
+            model.retry_seconds = 0.001
+        found = list(ParallelLLM(*models).answers(prompts, concurrency=8))
+        assert [answer.text for answer in found] == [f"echo: {prompt}" for prompt in prompts]
+        assert broken.seen
+        assert max((broken.seen + server.seen).values()) == 2  # each model once
+    assert caplog.text.count("OpenAI (bad) fails at a prompt, which another model gets") == 1
+
+
+def test_what_all_models_fail_at_fails_with_the_error_of_one_and_equal_models_are_not_asked_for_it() -> None:
+    with FlakyServer(lambda body, before: error(400, "no") if prompt_of(body) == "q1" else Reply("fine")) as server:
+        one, other = (OpenAI("m", base_url=server.url, api_key=key) for key in "ab")
+        different = OpenAI("different", base_url=server.url, api_key="c")
+        found = list(ParallelLLM(one, other).answers(PROMPTS[:3]))
+        assert [str(answer.error)[-3:] if answer.error else None for answer in found] == [None, "no.", None]
+        assert server.seen["q1"] == 1
+        found = list(ParallelLLM(one, different).answers(PROMPTS[:3]))
+        assert [answer.error is None for answer in found] == [True, False, True]
+        assert server.seen["q1"] == 3
+
+
+def test_a_prompt_without_memory_on_one_device_goes_to_another_and_a_wrong_member_is_named() -> None:
+    llm = ParallelLLM(Batches(fits=0), Slow(0.001))
+    assert llm.run(PROMPTS[:8]) == SAID[:8]
+
+    class Wrong(Batches):
+        model_name = "wrong"
+
+        def __init__(self, answer: Callable[[], Any]) -> None:
+            super().__init__()
+            self.say = answer
+
+        def answer_batch(self, requests: Sequence[Request]) -> Any:
+            return self.say()
+
+    def ends() -> Any:
+        raise StopIteration
+
+    for answer, match in ((ends, "raised StopIteration"), (list, "returned 0 answers"), (lambda: ["x"], "'x'")):
+        with pytest.raises((DefinitionError, RuntimeError), match=rf"Wrong \(wrong\).*{match}"):
+            ParallelLLM(Wrong(answer)).run(["a"])
 
 
 def test_the_same_model_twice_has_the_answers_of_one(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from datadreamer_like.models import (
     HFTransformers,
     LLMReranker,
 )
+from datadreamer_like.models.retrievers.reranker import Reranker
 from datadreamer_like.steps import DataSource, RAGPrompt, Retrieve
 
 TEXTS = ["the cat sat", "a dog ran on the mat", "the cat ran to a dog", "a bird sang", "the mat"]
@@ -74,6 +76,37 @@ def test_a_model_with_several_scores_is_no_reranker(tmp_path: Path) -> None:
     folder = tiny_models.save(tiny_models.bert(tokenizer, num_labels=3), tokenizer, tmp_path)
     with pytest.raises(MethodMisfit, match="3 scores per pair"):
         CrossEncoderReranker(BM25Retriever(TEXTS), folder, device="cpu").run(["cat"])
+
+
+class Scored(Reranker):
+    """Sorts by the scores that a function gives."""
+
+    model_name = "scored"
+
+    def __init__(self, score: Callable[[str], Any], more: int = 0) -> None:
+        super().__init__(BM25Retriever(TEXTS))
+        self.score, self.more = score, more
+
+    def score_pairs(self, pairs: Any, run: Any) -> Any:
+        scores = [self.score(text) for _, text in pairs]
+        return iter(scores[: self.more] if self.more < 0 else [*scores, *[0.0] * self.more])
+
+
+def test_a_score_that_is_not_finite_fails_its_query_alone() -> None:
+    found = list(Scored(lambda text: np.float32("nan" if "dog" in text else len(text))).results(["the", "bird", "dog"]))
+    assert [result.error is None for result in found] == [False, True, False]
+    assert "the score nan" in str(found[0].error)
+    assert found[1].value["scores"] == [11.0]
+    assert type(found[1].value["scores"][0]) is float
+
+
+@pytest.mark.parametrize(
+    ("score", "more", "match"),
+    [(len, -1, "yields fewer scores"), (len, 1, "yields more scores"), (lambda text: None, 0, "yields None")],
+)
+def test_scores_that_do_not_belong_to_the_pairs_are_refused(score: Any, more: int, match: str) -> None:
+    with pytest.raises(DefinitionError, match=match):
+        Scored(score, more).run(["the", "bird"])
 
 
 def test_an_llm_sorts_texts_by_the_probability_of_yes(tiny_causal_lm: Path) -> None:

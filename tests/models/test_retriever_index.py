@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, NewerFormat
+from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, ModelError, NewerFormat
 from datadreamer_like.models.embedders.embedder import Embedder
 from datadreamer_like.models.retrievers.embedding_retriever import EmbeddingRetriever
 from datadreamer_like.storage.seals import read_sealed, sealed
@@ -254,7 +254,32 @@ def test_vectors_of_another_length_or_that_are_not_finite_are_refused() -> None:
     with pytest.raises(DataError, match=r"A query has a vector of shape \(5,\)"):
         EmbeddingRetriever(["1", "2"], Given(ragged)).run(["8"])
     matrix[4, 0] = np.nan
-    with pytest.raises(DataError, match="text 4 of the corpus is not finite"):
+    with pytest.raises(DataError, match=r"Text 4 of the corpus could not be embedded.* is not finite"):
         EmbeddingRetriever([str(n) for n in range(9)], Given(matrix)).run(["1"])
-    with pytest.raises(DataError, match="query 0 of its batch is not finite"):
-        EmbeddingRetriever(["1", "2"], Given(matrix)).run(["4"])
+    found = EmbeddingRetriever(["1", "2"], Given(matrix)).run(["4", "1"], k=1)
+    assert (found[0], found[1]["indices"]) == (None, [0])
+
+
+def test_equal_texts_are_in_the_order_of_the_corpus_and_a_lower_k_has_the_first_ones() -> None:
+    matrix = clustered(3)
+    model = EmbeddingRetriever([str(n % 3) for n in range(30)], Given(matrix))
+    for k in (1, 4, 10):
+        assert [found["indices"] for found in model.run(["1", "2"], k=k)] == [
+            list(range(first, 30, 3))[:k] for first in (1, 2)
+        ]
+
+
+def test_no_index_is_kept_that_lacks_texts_which_the_embedder_could_not_embed_at_the_moment(tmp_path: Path) -> None:
+    matrix = clustered(9)
+
+    class Full(Given):
+        def compute(self, texts: Any, **asks: Any) -> Any:
+            if "7" in texts:
+                raise MemoryError("out of memory")
+            return super().compute(texts, **asks)
+
+    texts = [str(n) for n in range(9)]
+    with pytest.raises(ModelError, match="Text 7 of the corpus could not be embedded.*Memory ran out"):
+        EmbeddingRetriever(texts, Full(matrix), cache_folder_path=tmp_path).run(["7"])
+    assert not list(tmp_path.glob("*/vectors.faiss"))
+    assert EmbeddingRetriever(texts, Given(matrix), cache_folder_path=tmp_path).run(["7"], k=1)[0]["indices"] == [7]

@@ -25,6 +25,9 @@ CHINESE = "今天天气很好我们一起去公园散步吧"
         ("我有2只cats。", ["我", "有", "2", "只", "cats"]),
         ("コード・レビュー", ["コ", "ー", "ド", "レ", "ビ", "ュ", "ー"]),
         ("、。「」", []),
+        ("हिन्दी में, தமிழ்", ["हिन्दी", "में", "தமிழ்"]),
+        ("cafe\u0301 1\ufe0f\u20e3 \u0301", ["cafe\u0301", "1"]),
+        ("漢\u0301字cafe\u0301か\u3099", ["漢", "字", "cafe\u0301", "か"]),
     ],
 )
 def test_words_are_runs_of_letters_and_characters_where_there_are_no_blanks(text: str, words: list[str]):

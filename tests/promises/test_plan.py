@@ -187,6 +187,7 @@ def test_a_plan_ends_where_the_script_needs_what_does_not_exist(tmp_path: Path) 
     assert reached == [["prompts", "generations"]]
     assert plan.ends_at == 'it needs the rows of "Ask", which has not run.'
     assert 'The plan ends here: it needs the rows of "Ask"' in str(plan)
+    assert "2 requests to send up to where the plan ends, cost unknown" in str(plan)
     assert server.requests == []
 
 

@@ -49,6 +49,15 @@ def test_each_prompt_has_values_of_its_own_class_and_none_that_two_classes_share
     assert made.simple is None
 
 
+def test_a_bound_of_the_answers_bounds_the_lists_of_values_too_so_that_a_budget_can_be_kept(session):
+    llm = FakeLLM(answer)
+    AttributedPrompts("Made", **given(llm=llm, max_new_tokens=50))
+    bounds = {(request.prompt[:4] == "List", request.sampling.max_new_tokens) for request in llm.asked}
+    assert bounds == {(True, 8 * 32), (False, 50)}
+    AttributedPrompts("Unbounded", **given(llm=llm))
+    assert llm.asked[-1].sampling.max_new_tokens is None
+
+
 def test_simple_prompts_of_the_same_number_are_less_diverse(session):
     made = AttributedPrompts("Made", **given(control=True))
     attributed, simple = made.table.rows

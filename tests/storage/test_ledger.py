@@ -154,14 +154,15 @@ def _amount_changed(path: Path) -> None:
         lambda path: path.write_bytes(path.read_bytes()[:5_000]),
         lambda path: path.write_bytes(path.read_bytes()[:4_096] + bytes(len(path.read_bytes()) - 4_096)),
         _amount_changed,
+        lambda path: path.write_bytes(path.read_bytes().replace(b"account-a", b"account-\xff")),
     ],
-    ids=["empty", "text", "zeros", "cut", "a page of zeros", "an amount"],
+    ids=["empty", "text", "zeros", "cut", "a page of zeros", "an amount", "a name"],
 )
 def test_a_damaged_ledger_is_refused_and_never_taken_for_an_empty_one(tmp_path: Path, damage: object) -> None:
     path = tmp_path / "ledger.db"
     ledger = Ledger(path)
-    assert ledger.reserve("a", 60, 100, None)
-    ledger.pay("a", 60, 50)
+    assert ledger.reserve("account-a", 60, 100, None)
+    ledger.pay("account-a", 60, 50)
     ledger.close()
     damage(path)  # type: ignore[operator]
     content = path.read_bytes()

@@ -8,7 +8,14 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from datadreamer_like.errors import AuthenticationFailed, DefinitionError, ModelError, Unavailable, UnknownModel
+from datadreamer_like.errors import (
+    AuthenticationFailed,
+    BadRequest,
+    DefinitionError,
+    ModelError,
+    Unavailable,
+    UnknownModel,
+)
 
 from ..model import free_memory
 from .failures import A
@@ -40,8 +47,9 @@ class BatchEngine(Engine[Q, A]):
     """Answers batches of requests of similar length, the longest first, so that memory runs out early if at all.
 
     `ask` answers a batch, one answer per request, in order. After a batch for which memory ran out, batches have at
-    most half its size, as requests times the longest one: shorter requests still fill whole batches. Unless the run
-    says otherwise, at least `least_window` requests are read ahead.
+    most half its size, as requests times the longest one: shorter requests still fill whole batches. A batch that is
+    refused (`BadRequest`) is asked in halves, until the requests that are the cause fail alone. Unless the run says
+    otherwise, at least `least_window` requests are read ahead.
     """
 
     def __init__(
@@ -114,6 +122,11 @@ class BatchEngine(Engine[Q, A]):
         except (AuthenticationFailed, Unavailable, UnknownModel):
             raise
         except ModelError as error:
+            if isinstance(error, BadRequest) and len(batch) > 1:  # of one of them, it may be
+                half = len(batch) // 2
+                first = self._answer(batch[:half])
+                second = None if first is None else self._answer(batch[half:])
+                return None if first is None or second is None else [*first, *second]
             return [self._recorder.calls.failed(error)] * len(batch)
         except (MemoryError, RuntimeError) as error:
             if not self._adaptive or not is_out_of_memory(error):

@@ -78,7 +78,7 @@ class BatchJobs(Engine[Request, Answer]):
         self._batches: list[Batch] = []
         self._elsewhere: dict[str, Elsewhere] = {}
         self._lost_looks = 0
-        self._cut: dict[str, list[bytes]] = {}
+        self._found: dict[str, tuple[list[bytes], int]] = {}
         self._reported: dict[str, str] = {}
         self._reported_at = time.monotonic()
 
@@ -278,7 +278,8 @@ class BatchJobs(Engine[Request, Answer]):
             )
         elif state.ended:
             try:
-                batch.keep_results(partial(self._llm.retry_wrapper, self._download, batch.id))
+                whole = not state.cancelled and self._llm.retry_on_fail
+                batch.keep_results(partial(self._llm.retry_wrapper, self._download, batch, whole))
             except UnknownModel as gone:
                 self._name_lost(batch, gone, "the results of the batch")
                 raise
@@ -288,7 +289,9 @@ class BatchJobs(Engine[Request, Answer]):
             self._most_batches = max(self._most_batches, len(self._batches) + 1)
             self._rows.read(batch, state.cancelled)
 
-    def _download(self, batch_id: str, file: BinaryIO) -> None:
+    def _download(self, batch: Batch, whole: bool, file: BinaryIO) -> None:
+        batch_id = batch.id
+        assert batch_id is not None
         file.seek(0)
         file.truncate()  # what an attempt before has written
         self._api.download(batch_id, file)
@@ -298,13 +301,16 @@ class BatchJobs(Engine[Request, Answer]):
                 f"{self._llm.display_name}: what the provider sent as the results of the batch {batch_id} is something "
                 "else. The batch is kept; run again to fetch them again."
             )
-        # Lines that a broken connection cut would be submitted again; those that are always so are of the provider.
-        cut, before = lines_cut(Path(file.name)), self._cut.get(batch_id)
-        self._cut[batch_id] = cut
-        if cut and cut != before:
+        # Lines that a broken connection cut or lost would be submitted again; if it is always so, it is the provider's.
+        cut = lines_cut(Path(file.name))
+        missing = self._rows.missing_lines(batch, Path(file.name)) if whole else 0
+        found, before = (cut, missing), self._found.get(batch_id)
+        self._found[batch_id] = found
+        if (cut or missing) and found != before:
+            what = f"have {len(cut):,} lines that cannot be read" if cut else f"lack {missing:,} lines"
             raise MalformedAnswer(
-                f"{self._llm.display_name}: the results of the batch {batch_id} have {len(cut):,} lines that cannot be "
-                "read. The batch is kept; run again to fetch them again."
+                f"{self._llm.display_name}: the results of the batch {batch_id} {what}. The batch is kept; run again "
+                "to fetch them again."
             )
 
     def _is_lost(self, batch: Batch, failure: Exception) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -26,6 +27,8 @@ from .batch_api import BatchAPI, LineResult
 from .batch_files import Batch, parsed_lines
 from .budget import Paid
 from .pipeline import Job, Recorder
+
+logger = logging.getLogger("datadreamer_like")
 
 # A row that expired, or met an overloaded server, is put into so many batches before it fails.
 _MOST_TRIES = 3
@@ -148,6 +151,13 @@ class BatchRows:
         """
         sent = batch.first_line()[self._api.body_name]
         ends: list[Exception] = []
+        lost = self.missing_lines(batch, batch.results_file)
+        if lost and not cancelled:
+            words = (
+                "%s: the results of the batch %s lack %s of its %s lines; their prompts are submitted again, and paid "
+                "again if the provider has billed these lines"
+            )
+            logger.warning(words, self._llm.display_name, batch.id, f"{lost:,}", f"{batch.lines:,}")
         for key, results in self._rows_of(batch):
             try:
                 self._read_row(batch, key, results, sent, put_back=not cancelled)
@@ -167,6 +177,11 @@ class BatchRows:
                 f"{self._llm.display_name}: the batch {batch.id} was cancelled at the provider: {left:,} of its "
                 f"{len(batch.rows):,} prompts have no answer, the others are kept. Run again to submit these again."
             )
+
+    def missing_lines(self, batch: Batch, path: Path) -> int:
+        """Returns how many lines of a batch have no result in a file."""
+        found = {batch.place_of(result.custom_id) for result in self._read(parsed_lines(path))}
+        return batch.lines - len(found - {None})
 
     def are_no_results(self, path: Path) -> bool:
         """Returns whether a file has lines, and none of them is a result."""

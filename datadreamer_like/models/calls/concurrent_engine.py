@@ -260,9 +260,11 @@ class ConcurrentEngine(Engine[Q, A]):
         if not self._allowance.is_full:
             self._allowance.succeeded(self._loop.time() - sent_at)
         # An answer without a text is paid for each time.
-        if isinstance(answer.error, MalformedAnswer) and job.tries < min(self._max_tries, _TRIES_WITHOUT_TEXT):
-            self._recorder.discard(answer)
-            return self._failed_for_now(job, answer.error, sent_at)
+        if isinstance(answer.error, MalformedAnswer):
+            job.without_text += 1
+            if job.tries < self._max_tries and job.without_text < _TRIES_WITHOUT_TEXT:
+                self._recorder.discard(answer)
+                return self._failed_for_now(job, answer.error, sent_at)
         return answer
 
     def _may_send(self) -> bool:

@@ -83,13 +83,15 @@ class Calls(ABC, Generic[P, Q, A]):
 class Job(Generic[Q, A]):
     """The position and the request of one prompt. One small object per prompt, since there may be millions.
 
-    `answer` is set once it is on disk and checked; `rejections` are the rejected answers so far, with their reasons.
+    `answer` is set once it is on disk and checked; `rejections` are the rejected answers so far, with their reasons;
+    `without_text` counts the `tries` that were answered without one.
     """
 
     index: int
     key: bytes
     request: Q
     tries: int = 0
+    without_text: int = 0
     answer: A | None = None
     rejections: tuple[tuple[A, str], ...] = ()
 
@@ -303,8 +305,9 @@ class _Pending(Generic[P, Q, A]):
             yield
         except OverBudget as error:
             done = self.count - sum(job.answer is None for job in self.rows) + len(self.recorder.stored)
-            left = "the others are left" if total is None else f"{max(0, total - done):,} are left"
-            raise OverBudget(f"{error} {done:,} {what}, {left}.") from error
+            at_least, at_most = ("At least ", "at most ") if self.count < (total or 0) else ("", "")  # some are unread
+            left = "the others are left" if total is None else f"{at_most}{max(0, total - done):,} are left"
+            raise OverBudget(f"{error} {at_least}{done:,} {what}, {left}.") from error
 
     def add(self, prompts: Sequence[P]) -> list[Job[Q, A]]:
         """Appends a job for each prompt, and returns those to submit."""
@@ -377,7 +380,7 @@ class _Pending(Generic[P, Q, A]):
             job.answer = calls.rejected(answer, checked.reason, None)
             return True
         job.key, job.request = calls.follow_up(job.key, job.request, answer, checked.reason)
-        job.tries = 0
+        job.tries = job.without_text = 0
         return False
 
 

@@ -10,6 +10,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from typing_extensions import Unpack
 
+from datadreamer_like.errors import DefinitionError, MalformedAnswer
+
 from ..task_models.task_model import Computed, TaskModel, TextOptions, takes_text_options, values_of
 
 Vector: TypeAlias = np.ndarray[Any, np.dtype[np.float32]]
@@ -63,6 +65,25 @@ class Embedder(TaskModel[Vector]):
         """Yields results in the texts' order: the vector, or the error of a failed row; see `run`."""
         found = super().results(texts, truncate, asks={"instruction": instruction}, **options)
         return map(_normalized, found) if normalize_embeddings else found
+
+    def fill(self, row: Computed, value: Vector) -> None:
+        """Puts a vector into its result; one with a number that is not finite fails its row.
+
+        Raises:
+            DefinitionError: It is not a vector.
+        """
+        vector = np.asarray(value, dtype=np.float32)
+        if vector.ndim != 1:
+            raise DefinitionError(
+                f"compute of {self.display_name} returned an array of shape {vector.shape} for a text; expected a "
+                "vector."
+            )
+        if np.isfinite(vector).all():
+            super().fill(row, vector)
+        else:
+            row.error = MalformedAnswer(
+                f"The vector of {self.display_name} for this text is not finite. Check the text, and the dtype."
+            )
 
     def encode_value(self, value: Vector) -> bytes:
         """Returns a vector as 4 bytes per number, little-endian."""

@@ -59,7 +59,7 @@ class OpenAIEmbedder(EndpointEmbedder):
         api_key: str | None = None,
         base_url: str | None = None,
         api_version: str | None = None,
-        retry_on_fail: bool = False,
+        retry_on_fail: bool = True,
         cache_folder_path: str | Path | None = None,
         **kwargs: Any,
     ) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, cast
+from collections.abc import Sequence
+from typing import Any, ClassVar, cast
+
+from datadreamer_like.errors import DefinitionError
 
 from ..task_models.parallel_task_model import ParallelTaskModel
 from .embedder import Embedder, Vector
@@ -29,6 +32,20 @@ class ParallelEmbedder(ParallelTaskModel[Vector], Embedder):
 
     def __init__(self, *embedders: Embedder) -> None:
         super().__init__(*embedders)
+
+    def compute(self, texts: Sequence[str], **asks: Any) -> list[Vector]:
+        """Embeds a batch, each embedder its share.
+
+        Raises:
+            DefinitionError: Their vectors differ in length.
+        """
+        vectors = super().compute(texts, **asks)
+        lengths = sorted({len(vector) for vector in vectors})
+        if len(lengths) > 1:
+            raise DefinitionError(
+                f"The embedders of {self.display_name} give vectors of {lengths} numbers; they must all be one model."
+            )
+        return vectors
 
     @property
     def dims(self) -> int:

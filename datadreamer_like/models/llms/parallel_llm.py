@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Self
 
-from datadreamer_like.errors import ArgumentTypeError, DefinitionError, ModelError, OverBudget, RateLimited, Unavailable
+from datadreamer_like.errors import (
+    ArgumentTypeError,
+    AuthenticationFailed,
+    BadRequest,
+    DefinitionError,
+    MalformedAnswer,
+    ModelError,
+    OverBudget,
+    RateLimited,
+    Unavailable,
+    UnknownModel,
+)
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.threads import DaemonPool
 
@@ -16,6 +29,10 @@ from ..model import free_memory
 from .generation import Answer, GenerationOptions, Prompt, Request, Sampling
 from .llm import LLM, overrides_only_run
 
+logger = logging.getLogger("datadreamer_like")
+
+# Errors that are not about one prompt: the engine waits, or ends the run.
+_OF_ALL_PROMPTS = (AuthenticationFailed, UnknownModel, OverBudget, RateLimited, Unavailable)
 # How long a model that takes batches waits for prompts that arrive together.
 _GATHER_SECONDS = 0.002
 _BATCH = 10
@@ -25,7 +42,9 @@ class ParallelLLM(LLM):
     """Several LLMs that answer the prompts of one run together, such as one model on two GPUs, servers or accounts.
 
     Each prompt goes to the model with the most room: one that takes many requests at once gets as many as its default
-    concurrency, one that takes batches its share of what waits. Each keeps its own budget. If all models are the same
+    concurrency, one that takes batches its share of what waits. Each keeps its own budget. What one model fails at goes
+    to another: a prompt that it refuses or has no memory for at once, one whose answer is empty or malformed when it is
+    asked for again. A wrong key or an unknown model of one of them ends the run. If all models are the same
     but for device and key, the cached answers are those of one of them alone. If they differ, it is chance which of
     them answers a prompt.
 
@@ -153,6 +172,15 @@ def _takes_batches(llm: LLM) -> bool:
     return type(llm).answer is LLM.answer
 
 
+@dataclass
+class _Job:
+    """A request that waits for its answer, and the models that have failed at it."""
+
+    request: Request
+    future: asyncio.Future[Answer]
+    failed_at: set[int]
+
+
 class _Pool:
     """The models of one run, in its event loop: what each is doing, and the requests that wait for one."""
 
@@ -164,14 +192,17 @@ class _Pool:
         self._failures = [0] * len(llms)  # in a row
         self._used_up: set[int] = set()  # models whose budgets are
         self._batched = 0  # requests that models which take batches have
-        self._waiting: deque[tuple[Request, asyncio.Future[Answer]]] = deque()
+        self._waiting: deque[_Job] = deque()
+        self._failed_at: dict[int, set[int]] = {}  # models by the id of a request that is asked again
+        self._kinds = [fingerprint(llm) for llm in llms]
+        self._warned: set[int] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._threads = DaemonPool(max(1, sum(map(_takes_batches, llms))), "datadreamer_like-parallel")
         self._gathering = False
 
     async def answer(self, request: Request) -> Answer:
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._waiting.append((request, future))
+        self._waiting.append(_Job(request, future, self._failed_at.pop(id(request), set())))
         if not self._gathering:
             self._gathering = True
             asyncio.get_running_loop().call_later(_GATHER_SECONDS, self._hand_out)
@@ -190,57 +221,97 @@ class _Pool:
 
     def _hand_out(self) -> None:
         self._gathering = False
-        while self._waiting and (free := list(self._free())):
-            index = free[0]
-            # A model that takes batches gets its share of what waits and of what the others have, so that a small batch
-            # is not followed by small ones; one that takes requests gets a single one.
-            batches = _takes_batches(self._llms[index])
-            share = -(-(len(self._waiting) + self._batched) // len(self._llms)) if batches else 1
-            jobs = [self._waiting.popleft() for _ in range(min(share, len(self._waiting)))]
-            jobs = [job for job in jobs if not job[1].done()]  # cancelled while they waited
-            if jobs:
-                self._busy[index] += 1
-                self._batched += len(jobs) if batches else 0
-                task = asyncio.get_running_loop().create_task(self._serve(index, jobs))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+        while any(self._give(index) for index in self._free()):
+            pass
 
-    async def _serve(self, index: int, jobs: list[tuple[Request, asyncio.Future[Answer]]]) -> None:
+    def _give(self, index: int) -> bool:
+        """Gives a model what waits for it; returns False if nothing does."""
+        # A model that takes batches gets its share of what waits and of what the others have, so that a small batch is
+        # not followed by small ones; one that takes requests gets a single one.
+        batches = _takes_batches(self._llms[index])
+        share = -(-(len(self._waiting) + self._batched) // len(self._llms)) if batches else 1
+        jobs: list[_Job] = []
+        others: list[_Job] = []
+        while self._waiting and len(jobs) < share:
+            job = self._waiting.popleft()
+            if not job.future.done():  # not cancelled while it waited
+                (others if index in job.failed_at and self._left(job.failed_at) else jobs).append(job)
+        self._waiting.extendleft(reversed(others))
+        if not jobs:
+            return False
+        self._busy[index] += 1
+        self._batched += len(jobs) if batches else 0
+        task = asyncio.get_running_loop().create_task(self._serve(index, jobs))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return True
+
+    def _left(self, failed_at: set[int]) -> set[int]:
+        """Returns the models that a request may be given to, besides those that have failed at it."""
+        return set(range(len(self._llms))) - self._used_up - failed_at
+
+    async def _serve(self, index: int, jobs: list[_Job]) -> None:
         llm = self._llms[index]
         batched = len(jobs) if _takes_batches(llm) else 0
         try:
-            requests = [request for request, _ in jobs]
+            requests = [job.request for job in jobs]
             if batched:
                 loop = asyncio.get_running_loop()
                 answers = await loop.run_in_executor(self._threads, _answers, llm, requests)
             else:
                 answers = [await self._ask[index](requests[0])]
+            if wrong := [answer for answer in answers if not isinstance(answer, Answer)]:
+                raise DefinitionError(f"{llm.display_name} gave {wrong[0]!r:.100} for a prompt; expected an Answer.")
         except Exception as error:
             if isinstance(error, OverBudget) and len(self._used_up | {index}) < len(self._llms):
                 self._used_up.add(index)
-                self._waiting.extendleft(jobs)
+                self._waiting.extendleft(reversed(jobs))
                 return
+            for job in jobs:
+                if not self._handed_on(index, job, error) and not job.future.done():
+                    job.future.set_exception(error)
             if isinstance(error, RateLimited | Unavailable):
                 self._failures[index] += 1
-            for _, future in jobs:
-                if not future.done():
-                    future.set_exception(error)
         else:
             self._failures[index] = 0
-            for (_, future), answer in zip(jobs, answers, strict=True):
-                if not future.done():
-                    future.set_result(answer)
+            for job, answer in zip(jobs, answers, strict=True):
+                if not self._handed_on(index, job, answer.error) and not job.future.done():
+                    job.future.set_result(answer)
         finally:
             self._busy[index] -= 1
             self._batched -= batched
             # The next requests come when the answers have been stored.
             asyncio.get_running_loop().call_later(_GATHER_SECONDS, self._hand_out)
 
+    def _handed_on(self, index: int, job: _Job, error: Exception | None) -> bool:
+        """Notes that a model has failed at a request; returns whether another one is asked at once."""
+        if not isinstance(error, ModelError) or isinstance(error, _OF_ALL_PROMPTS):
+            return False
+        # Models that are the same refuse the same, but for what does not fit into memory.
+        alike = {index}
+        if isinstance(error, BadRequest):
+            alike |= {other for other, kind in enumerate(self._kinds) if kind == self._kinds[index]}
+        failed_at = job.failed_at | alike
+        if not self._left(failed_at):
+            return False
+        self._failures[index] += 1
+        if index not in self._warned:
+            self._warned.add(index)
+            logger.warning("%s fails at a prompt, which another model gets: %s", self._llms[index].display_name, error)
+        if isinstance(error, MalformedAnswer):  # paid for, so the engine counts it, and asks again
+            self._failed_at[id(job.request)] = failed_at
+            return False
+        job.failed_at = failed_at
+        self._waiting.append(job)
+        return True
+
 
 def _answers(llm: LLM, requests: list[Request]) -> list[Answer]:
     """Answers a batch, in halves if memory runs out."""
     try:
         answers = list(llm.answer_batch(requests))
+    except StopIteration as error:  # which a future does not take
+        raise RuntimeError(f"answer_batch of {llm.display_name} raised StopIteration.") from error
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, ModelError) or not is_out_of_memory(error):
             raise
@@ -248,7 +319,9 @@ def _answers(llm: LLM, requests: list[Request]) -> list[Answer]:
             return [Answer.failed(ModelError(f"Memory ran out with this prompt alone: {error}"))]
     else:
         if len(answers) != len(requests):
-            raise DefinitionError(f"answer_batch returned {len(answers)} answers to {len(requests)} requests.")
+            raise DefinitionError(
+                f"answer_batch of {llm.display_name} returned {len(answers)} answers to {len(requests)} requests."
+            )
         return answers
     free_memory()  # outside the handler, since the traceback holds the failed call's tensors
     half = len(requests) // 2

@@ -12,7 +12,7 @@ import numpy as np
 from datadreamer_like.errors import ArgumentTypeError, BadRequest, EmptyDataset, ModelError, check_number, require_extra
 
 from ..task_models.task_model import TextRun
-from ..words import words_of
+from ..words import folded, words_of
 from .indexed_retriever import IndexedRetriever
 from .retriever import Corpus, Found
 
@@ -30,7 +30,8 @@ class BM25Retriever(IndexedRetriever):
         k1: How slowly a word's repetitions stop counting, at least 0.
         b: How much a text's length counts against it, from 0 to 1.
         tokenizer: Returns the words of a text, a list of texts; for stems, stop words, or Thai, Lao and Khmer. None:
-            the runs of letters, digits and underscores, in lower case, and each Chinese or Japanese character.
+            the runs of letters with their marks, digits and underscores, and each Chinese or Japanese character, in
+            Unicode's NFKC form and without case ("STRASSE" finds "Straße").
         cache_folder_path: Folder of the index outside a session.
 
     Raises:
@@ -71,13 +72,13 @@ class BM25Retriever(IndexedRetriever):
 
     def index_identity(self) -> dict[str, Any]:
         """Returns the corpus and all options, which determine the index."""
-        words = "with characters" if self.tokenizer is None else self.tokenizer
+        words = "folded, with marks and characters" if self.tokenizer is None else self.tokenizer
         return {"texts": self.texts, "k1": float(self.k1), "b": float(self.b), "tokenizer": words}
 
     def words(self, text: str) -> list[str]:
         """Returns the words of a text or query."""
         if self.tokenizer is None:
-            return words_of(text.lower())
+            return words_of(folded(text))
         said: Any = self.tokenizer(text)
         words = list(said) if isinstance(said, Iterable) and not isinstance(said, str) else None
         if words is None or not all(isinstance(word, str) for word in words):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
-from itertools import chain, islice
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 
@@ -13,18 +13,21 @@ import numpy as np
 
 from datadreamer_like.errors import (
     ArgumentTypeError,
+    BadRequest,
     DataError,
     DefinitionError,
     EmptyDataset,
+    MalformedAnswer,
     ModelError,
     StorageError,
     check_number,
     require_extra,
 )
 
+from ..calls.failures import log_failures
 from ..embedders.embedder import Embedder
 from ..model import check_spelling
-from ..task_models.task_model import TextRun
+from ..task_models.task_model import Computed, TextRun
 from .indexed_retriever import IndexedRetriever
 from .retriever import QUERIES_AT_ONCE, Corpus, Found
 
@@ -67,7 +70,8 @@ class EmbeddingRetriever(IndexedRetriever):
         EmptyDataset, MissingExtra: The corpus has no texts; FAISS is not installed.
         ArgumentTypeError: `index_type` is not a text.
         DefinitionError: `index_type` or one of `kwargs` is unknown to FAISS, or there are fewer texts than cells.
-        DataError: A vector is not finite, or has another length than those of the index.
+        DataError: A vector of the corpus is not finite, or one has another length than those of the index.
+        ModelError: A text of the corpus could not be embedded, though nothing is wrong with it.
 
     References:
         Douze et al. 2024, arXiv:2401.08281 (FAISS); Malkov and Yashunin 2016, arXiv:1603.09320 (HNSW).
@@ -132,7 +136,8 @@ class EmbeddingRetriever(IndexedRetriever):
     def search_vectors(self, vectors: Sequence[Any], k: int = 5) -> Iterator[Found]:
         """Yields positions and cosines of the `k` nearest texts for vectors of the embedder [queries, dims].
 
-        They need not have length 1. An index with cells may find fewer than `k` texts.
+        They need not have length 1. An index with cells may find fewer than `k` texts. Equal cosines are in the order
+        of the corpus.
 
         Raises:
             DataError: A vector is not finite, or has another length than those of the index.
@@ -140,6 +145,9 @@ class EmbeddingRetriever(IndexedRetriever):
         if not len(vectors):
             return
         scores, ids = self.index.search(_unit(vectors, self.index.d), k)
+        if (scores[:, 1:] == scores[:, :-1]).any():
+            order = np.lexsort((ids, -scores), axis=1)
+            scores, ids = np.take_along_axis(scores, order, 1), np.take_along_axis(ids, order, 1)
         if (ids >= 0).all():
             yield from zip(ids.tolist(), scores.tolist(), strict=True)
             return
@@ -152,11 +160,12 @@ class EmbeddingRetriever(IndexedRetriever):
         import faiss
 
         texts = cast("Iterator[str]", self.corpus())  # a missing text fails its row, and is left out
-        vectors = self.embedder.run(
-            texts, truncate=self.truncate, instruction=self.index_instruction, batch_size=self.index_batch_size,
-            total_num_texts=len(self.texts), return_generator=True,
+        results = self.embedder.results(
+            texts, self.truncate, self.index_instruction, batch_size=self.index_batch_size,
+            total_num_texts=len(self.texts),
         )  # fmt: skip
-        good = ((position, vector) for position, vector in enumerate(vectors) if vector is not None)
+        results = log_failures(map(_can_be_left_out, count(), results), "keep")
+        good = ((position, result.value) for position, result in enumerate(results) if result.error is None)
         first = next(good, None)
         if first is None:
             raise EmptyDataset(
@@ -270,6 +279,17 @@ class EmbeddingRetriever(IndexedRetriever):
         """Frees the index and the embedder; they are loaded again when needed."""
         super().unload_model()
         self.embedder.unload_model()
+
+
+def _can_be_left_out(position: int, result: Computed) -> Computed:
+    """Returns the result of a text of the corpus; raises its error if the text is not the cause."""
+    if result.error is not None and not isinstance(result.error, BadRequest):
+        kind = DataError if isinstance(result.error, MalformedAnswer) else type(result.error)
+        raise kind(
+            f"Text {position} of the corpus could not be embedded, and an index without it would be kept: "
+            f"{result.error} Run again to go on; the embeddings so far are kept."
+        ) from result.error
+    return result
 
 
 def _cells(index: Any) -> int | None:

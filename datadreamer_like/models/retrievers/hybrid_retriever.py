@@ -91,7 +91,7 @@ class HybridRetriever(Retriever):
         """Yields positions and fused scores of the `k` best texts for each query."""
         depth, remaining = min(max(k, self.depth), len(self.texts)), iter(queries)
         while portion := list(islice(remaining, QUERIES_AT_ONCE)):
-            rankings = [list(retriever.search(portion, depth, run)) for retriever in self.retrievers]
+            rankings = [retriever.found_for(portion, depth, run) for retriever in self.retrievers]
             for each in zip(*rankings, strict=True):
                 failed = next((ranking for ranking in each if isinstance(ranking, ModelError)), None)
                 found = [ranking[0] for ranking in each if not isinstance(ranking, ModelError)]

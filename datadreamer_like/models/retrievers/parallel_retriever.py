@@ -66,7 +66,7 @@ class ParallelRetriever(Retriever):
             share = -(-len(portion) // len(self.retrievers))
             shares = [portion[start : start + share] for start in range(0, len(portion), share)]
             tasks = [
-                Task(partial(_searched, retriever, part, k, run), "datadreamer_like-parallel")
+                Task(partial(retriever.found_for, part, k, run), "datadreamer_like-parallel")
                 for retriever, part in zip(self.retrievers, shares, strict=False)
             ]
             for task in tasks:
@@ -79,7 +79,3 @@ class ParallelRetriever(Retriever):
 
     def __fingerprint__(self) -> Any:
         return self.retrievers[0].__fingerprint__()
-
-
-def _searched(retriever: Retriever, queries: list[str], k: int, run: TextRun) -> list[Found | ModelError]:
-    return list(retriever.search(queries, k, run))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
-from datadreamer_like.errors import ModelError, check_number
+from datadreamer_like.errors import DefinitionError, ModelError, check_number
 
 from ..task_models.task_model import TextRun
 from .retriever import Found, Retriever, check_retrievers
@@ -37,7 +38,10 @@ class Reranker(Retriever):
         self.depth = depth
 
     def score_pairs(self, pairs: Iterable[tuple[str, str]], run: TextRun) -> Iterator[float | ModelError]:
-        """Yields how relevant the second text of each pair is to the first, a query; higher is better."""
+        """Yields how relevant the second text of each pair is to the first, a query; higher is better.
+
+        One finite number for each pair, in their order, or its error; one that is not finite fails its query.
+        """
         raise NotImplementedError(f"{type(self).__name__} does not implement score_pairs.")
 
     def identity(self) -> dict[str, Any]:
@@ -48,7 +52,7 @@ class Reranker(Retriever):
         """Yields positions and scores of the `k` best texts for each query; its error if a text of it has no score."""
         depth, remaining = min(max(k, self.depth), len(self.texts)), iter(queries)
         while portion := list(islice(remaining, _QUERIES_AT_ONCE)):
-            found = list(self.retriever.search(portion, depth, run))
+            found = self.retriever.found_for(portion, depth, run)
             pairs = (
                 (query, text)
                 for query, each in zip(portion, found, strict=True)
@@ -57,7 +61,15 @@ class Reranker(Retriever):
             )
             scores = iter(self.score_pairs(pairs, run))
             for each in found:
-                yield each if isinstance(each, ModelError) else _sorted(each[0], list(islice(scores, len(each[0]))), k)
+                if isinstance(each, ModelError):
+                    yield each
+                    continue
+                of_query = list(islice(scores, len(each[0])))
+                if len(of_query) < len(each[0]):
+                    raise self._miscounted("fewer")
+                yield self._sorted(each[0], of_query, k)
+            if next(scores, None) is not None:
+                raise self._miscounted("more")
 
     @property
     def display_name(self) -> str:
@@ -73,13 +85,25 @@ class Reranker(Retriever):
         """Frees the memory of the retriever."""
         self.retriever.unload_model()
 
+    def _miscounted(self, what: str) -> DefinitionError:
+        return DefinitionError(
+            f"score_pairs of {type(self).__name__} yields {what} scores than there are pairs; expected one for each."
+        )
 
-def _sorted(positions: list[int], scores: list[float | ModelError], k: int) -> Found | ModelError:
-    """Returns the best `k` positions; equal scores keep the retriever's order."""
-    values: list[float] = []
-    for score in scores:
-        if isinstance(score, ModelError):
-            return score
-        values.append(score)
-    best = sorted(range(len(values)), key=lambda place: -values[place])[:k]
-    return [positions[place] for place in best], [values[place] for place in best]
+    def _sorted(self, positions: list[int], scores: list[float | ModelError], k: int) -> Found | ModelError:
+        """Returns the best `k` positions; equal scores keep the retriever's order."""
+        values: list[float] = []
+        for score in scores:
+            if isinstance(score, ModelError):
+                return score
+            try:
+                value = float(score)
+            except (TypeError, ValueError):
+                raise DefinitionError(
+                    f"score_pairs of {type(self).__name__} yields {score!r:.100}; expected a number for each pair."
+                ) from None
+            if not math.isfinite(value):
+                return ModelError(f"{self.display_name} gives a text the score {value}, so it cannot be sorted.")
+            values.append(value)
+        best = sorted(range(len(values)), key=lambda place: -values[place])[:k]
+        return [positions[place] for place in best], [values[place] for place in best]

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias, TypedDict
 
 from typing_extensions import Unpack
 
-from datadreamer_like.errors import ArgumentTypeError, EmptyDataset, ModelError, check_number
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError, EmptyDataset, ModelError, check_number
 from datadreamer_like.graph.lazy_table import with_positions
 from datadreamer_like.graph.node import Node
 from datadreamer_like.graph.output import OutputDatasetColumn, OutputIterableDatasetColumn
@@ -75,6 +75,22 @@ class Retriever(Model):
     def identity(self) -> dict[str, Any]:
         """Returns everything that determines a result, except class and query."""
         return {"texts": self.texts}
+
+    # What it has of this class.
+
+    def found_for(self, queries: Sequence[str], k: int, run: TextRun) -> list[Found | ModelError]:
+        """Returns what `search` yields for queries.
+
+        Raises:
+            DefinitionError: That is not one result for each.
+        """
+        found = list(self.search(queries, k, run))
+        if len(found) != len(queries):
+            raise DefinitionError(
+                f"search of {type(self).__name__} yields {len(found)} results for {len(queries)} queries; expected one "
+                "for each."
+            )
+        return found
 
     # What users call.
 

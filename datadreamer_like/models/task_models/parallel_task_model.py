@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, ClassVar, Self, TypeVar
 
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError
 from datadreamer_like.graph.fingerprint import fingerprint
+from datadreamer_like.graph.threads import Task
 
 from ..model import Model
-from .task_model import TaskModel
+from .task_model import TaskModel, one_each
 
 V = TypeVar("V")
 
@@ -59,13 +60,25 @@ class ParallelTaskModel(TaskModel[V]):
         return cls(model, model)
 
     def compute(self, texts: Sequence[str], **asks: Any) -> list[V]:
-        """Computes the values of a batch, each model its share."""
+        """Computes the values of a batch, each model its share; an error has a note which of them raised it."""
         share = -(-len(texts) // len(self.task_models))
         parts = [texts[start : start + share] for start in range(0, len(texts), share)]
-        with ThreadPoolExecutor(len(parts), "datadreamer_like-parallel") as threads:
-            pairs = zip(self.task_models, parts, strict=False)
-            found = threads.map(lambda pair: pair[0].compute(pair[1], **asks), pairs)
-            return [value for part in found for value in part]
+        tasks = [
+            Task(partial(self._share, number, part, asks), "datadreamer_like-parallel")
+            for number, part in enumerate(parts)
+        ]
+        for task in tasks:
+            task.wait()  # of all, so that none is at work when a smaller batch is tried
+        return [value for task in tasks for value in task.result()]
+
+    def _share(self, number: int, texts: Sequence[str], asks: dict[str, Any]) -> Sequence[V]:
+        """Computes the values of a share by one of the models."""
+        model = self.task_models[number]
+        try:
+            return one_each(model.compute(texts, **asks), len(texts), model)
+        except Exception as error:
+            error.add_note(f"It was raised by model {number + 1} of {len(self.task_models)} of {self.display_name}.")
+            raise
 
     def count_tokens(self, value: str) -> int:
         """Returns the number of tokens of a text."""

@@ -154,7 +154,7 @@ class TaskModel(Model, Generic[V]):
         def compute_rows(texts: Sequence[Any]) -> list[Computed]:
             rows = [self.checked(text, truncate, asks) for text in texts]
             good = [index for index, row in enumerate(rows) if row.error is None]
-            values = self.compute([texts[index] for index in good], **asks) if good else ()
+            values = one_each(self.compute([texts[index] for index in good], **asks), len(good), self) if good else ()
             for index, value in zip(good, values, strict=True):
                 self.fill(rows[index], value)
             return rows
@@ -182,6 +182,17 @@ class TaskModel(Model, Generic[V]):
         # Decoded again, so that new and cached results are the same.
         row.stored = self.encode_value(value)
         row.value = self.decode_value(row.stored)
+
+
+def one_each(values: Any, count: int, model: Model) -> Sequence[Any]:
+    """Returns what `compute` of a model has returned for `count` texts, if it is one value for each."""
+    if not hasattr(values, "__len__") or len(values) != count:
+        what = f"{len(values)} values" if hasattr(values, "__len__") else type(values).__name__
+        raise DefinitionError(
+            f"compute of {model.display_name} returned {what} for {count} texts; expected one value for each."
+        )
+    found: Sequence[Any] = values
+    return found
 
 
 class _TextCalls(Calls[str, str, Computed]):

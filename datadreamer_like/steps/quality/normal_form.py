@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import unicodedata
+from datadreamer_like.models.words import folded
 
 
 def normalized(text: str) -> str:
     """Returns a text in NFKC form and one case, with single spaces."""
-    composed = text if text.isascii() else unicodedata.normalize("NFKC", text)
-    return " ".join(composed.casefold().split())
+    return " ".join(folded(text).split())
