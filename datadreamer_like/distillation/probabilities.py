@@ -202,9 +202,10 @@ def probability_rows(
             found[index] = [_number(value, here) for value in values]
         total = found[index].sum()
         if not multi_label and abs(total - 1) > _SUM_TOLERANCE:
+            advice = "Divide them by their sum" if total else "Filter such rows out"
             raise DataError(
-                f"{here}, whose sum is {total:.4g}; the probabilities of a row must sum to 1. Divide them by their "
-                "sum, or pass multi_label=True if each class is a separate decision."
+                f"{here}, whose sum is {total:.4g}; the probabilities of a row must sum to 1. {advice}, or pass "
+                "multi_label=True if each class is a separate decision."
             )
         if not multi_label:
             found[index] /= total

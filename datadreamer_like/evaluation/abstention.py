@@ -73,7 +73,10 @@ def fit_threshold(
     from scipy.stats import binom
 
     needed = rows_needed(max_error, confidence)
-    certain, right = np.asarray(scores, dtype=np.float64), np.asarray(correct)
+    try:
+        certain, right = np.asarray(scores, dtype=np.float64), np.asarray(correct)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"scores must be one number for each row: {error}") from None
     if right.dtype != np.bool_:
         if right.dtype.kind not in "iuf" or not np.isin(right, (0, 1)).all():
             raise DataError(f"correct has the type {right.dtype}; each value must be True or False, or 1 or 0.")

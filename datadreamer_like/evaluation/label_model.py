@@ -51,15 +51,23 @@ class FittedLabelModel:
         found: Floats = np.diagonal(self.outcomes[:, :, :-1], axis1=1, axis2=2) / np.maximum(votes, _FLOOR)
         return found
 
-    def probabilities(self, votes: Votes) -> Floats:
-        """Returns the probability of each class [rows, classes], given votes of the same voters."""
+    def probabilities(self, votes: Votes, *, abstentions: bool = True) -> Floats:
+        """Returns the probability of each class [rows, classes], given votes of the same voters.
+
+        `abstentions` is whether a missing vote counts as what it says of the class, as that of a rule does. Without,
+        only the given votes count, as where votes are missing because a request failed.
+        """
         if (votes.voters, votes.classes) != (self.voters, self.classes):
             raise DefinitionError(
                 f"The votes are of {', '.join(votes.voters)} for {', '.join(votes.classes)}; the label model knows "
                 f"{', '.join(self.voters)} and {', '.join(self.classes)}. Pass votes of the same voters and labels."
             )
         patterns, place = np.unique(votes.codes, axis=0, return_inverse=True)
-        found, _ = _posterior(_outcome(patterns, len(self.classes)), self.balance, self.outcomes)
+        outcomes = self.outcomes
+        if not abstentions:
+            shares = outcomes[:, :, :-1] / np.maximum(outcomes[:, :, :-1].sum(2, keepdims=True), _FLOOR)
+            outcomes = np.concatenate([shares, np.ones_like(outcomes[:, :, -1:])], axis=2)
+        found, _ = _posterior(_outcome(patterns, len(self.classes)), self.balance, outcomes)
         return found[place.reshape(-1)]
 
 

@@ -32,14 +32,14 @@ def is_soft(column: Column) -> bool:
 
 
 def soft_classes(column: Column, where: str, classes: Sequence[str] | None) -> tuple[str, ...]:
-    """Returns the classes of a soft column, in the order of its lists: `classes`, or the keys of its mappings, sorted.
+    """Returns the classes of a soft column: `classes`, in the order of its lists, or the keys of its mappings, sorted.
 
     Raises:
         DefinitionError: Lists have no `classes`, or there are fewer than two.
     """
     kind = column.rows.schema.field(0).type
     if pa.types.is_struct(kind):
-        return tuple(class_names_of([dict.fromkeys(each.name for each in kind)], None, where))
+        return tuple(class_names_of([dict.fromkeys(each.name for each in kind)], classes, where))
     return tuple(class_names_of([[0.0]], classes, where))
 
 

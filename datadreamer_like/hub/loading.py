@@ -32,7 +32,7 @@ def load_model(
     name, given = repository.repo_id, arguments(repository, repository.repo_id)
     library = library_of(files)
     if library == "peft" and base_model is not None:
-        code = _adapter(given, repr_of(base_model), task, options)
+        code = load_adapter(given, repr_of(base_model), task, options)
     elif library == "sentence-transformers":
         code = f"from sentence_transformers import SentenceTransformer\n\nmodel = SentenceTransformer({given})"
     elif library is None or library == "peft":
@@ -59,7 +59,11 @@ def repr_of(value: object) -> str:
     return json.dumps(value) if isinstance(value, str) else repr(value)
 
 
-def _adapter(given: str, base: str, task: str, options: Mapping[str, object]) -> str:
+def load_adapter(given: str, base: str, task: str, options: Mapping[str, object]) -> str:
+    """Returns Python code that loads an adapter on its base model, of which `options` are arguments.
+
+    `given` and `base` are the names of both, as code.
+    """
     if task == "sentence-similarity":
         fetched = {name: options[name] for name in ("revision", "trust_remote_code") if name in options}
         further = _named(fetched | {"model_kwargs": {k: v for k, v in options.items() if k not in fetched}})

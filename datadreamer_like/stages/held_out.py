@@ -97,6 +97,11 @@ class HeldOutStage(Stage, ModelNode):
             raise MethodMisfit(
                 f'"{self.name}": {self.source!r} does {self.source.task}; {type(self).__name__} takes a classifier.'
             )
+        if len(self.source.labels) < 2 and not self.source.is_multi_label:
+            raise MethodMisfit(
+                f'"{self.name}": {self.source!r} has one output, as those that give a score do, so it never chooses '
+                f"between classes. {type(self).__name__} takes a classifier of two classes or more."
+            )
         self.batch_size, self.max_length, self._own = batch_size, max_length, own
         self.parents = origins([self.source], self._columns.values())
         self._warn_of_seen_rows()

@@ -92,7 +92,7 @@ class TrainHFClassifier(HFTrainer):
                 cases as `train_output`.
             objective: The objective to minimise; None for the supervised loss. If it needs only a teacher's logits,
                 they are computed once for all students; the teacher's classes are matched by name.
-            classes: The classes of soft labels that are lists.
+            classes: The classes of soft labels, in the order of lists; None for the keys of mappings, sorted.
             multi_label: Whether each probability of a soft label is that of a separate yes-or-no decision; else those
                 of a row sum to 1.
             class_weights: Weights of the terms of the labels' loss by class, 1 for a class left out; "balanced" for

@@ -117,7 +117,7 @@ class TrainLinearClassifier(Trainer):
             validation_input: Validation texts, used to choose C.
             validation_output: Their labels.
             objective: The objective to minimise, on logits; None for the labels alone.
-            classes: The classes of soft labels that are lists.
+            classes: The classes of soft labels, in the order of lists; None for the keys of mappings, sorted.
             multi_label: Whether each probability of a soft label is that of a separate yes-or-no decision.
             class_weights: Weights of classes in the loss of the labels; see `TrainHFClassifier.train`.
             C: Inverse strength of the penalty on the weights: a number, or several to choose from by the validation

@@ -115,7 +115,7 @@ class TrainSetFitClassifier(TrainEmbeddingClassifier):
             num_iterations: Instead of all pairs, draw so many of one class and as many of two for each text, as in the
                 paper (20); needed for thousands of texts, whose pairs are too many.
             objective: What the head minimises, on logits; None for the labels.
-            classes: The classes of soft labels that are lists.
+            classes: The classes of soft labels, in the order of lists; None for the keys of mappings, sorted.
             multi_label: Whether each probability of a soft label is that of a separate yes-or-no decision.
             class_weights: Weights of classes in the loss of the head; see `TrainHFClassifier.train`.
             C: Inverse strength of the penalty on the head's weights; see `TrainEmbeddingClassifier.train`.

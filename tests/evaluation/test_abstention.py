@@ -111,6 +111,7 @@ def test_model_that_is_never_right_answers_nothing():
         (lambda: fit_threshold([], []), EmptyDataset, "no rows"),
         (lambda: fit_threshold([1.0], [True, False]), DataError, "must be"),
         (lambda: fit_threshold([math.nan] * 200, [True] * 200), DataError, "without NaN"),
+        (lambda: fit_threshold(["sure"] * 200, [True] * 200), DataError, "must be one number for each row"),
         (lambda: fit_threshold([1.0], [True], max_error=0), DefinitionError, "max_error is 0;"),
         (lambda: fit_threshold([1.0], [True], confidence=95), DefinitionError, "confidence is 95;"),
         (lambda: rows_needed(confidence=1.0), DefinitionError, "confidence is 1.0;"),

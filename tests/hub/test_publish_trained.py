@@ -19,7 +19,7 @@ from huggingface_hub import HfApi
 from sentence_transformers import SentenceTransformer
 
 from datadreamer_like import DataDreamer, trainers
-from datadreamer_like.errors import DefinitionError, HubError
+from datadreamer_like.errors import DefinitionError, HubError, StorageError, UnknownModel
 from datadreamer_like.models import TrainedModel
 from datadreamer_like.models.trained.confidence import Confidence
 from datadreamer_like.steps import DataSource
@@ -71,7 +71,11 @@ def trained(kind: str, base: Any, layers: int | None = None, **changed: Any) -> 
 
 def loaded_by_card(hub: HubServer, name: str, branch: str = "main") -> dict[str, Any]:
     """What the code in a card makes, by the names of its variables."""
-    code = re.search(r"```python\n(.*?)```", hub.readme("model", name, branch), re.DOTALL)
+    return loaded_as_said(hub.readme("model", name, branch))
+
+
+def loaded_as_said(readme: str) -> dict[str, Any]:
+    code = re.search(r"```python\n(.*?)```", readme, re.DOTALL)
     assert code is not None
     made: dict[str, Any] = {}
     exec(code[1], made)
@@ -87,20 +91,28 @@ def loaded_by_card(hub: HubServer, name: str, branch: str = "main") -> dict[str,
         ("TrainHFRewardModel", "me/decoder", {}),
     ],
 )
-def test_an_adapter_is_loaded_on_its_base_as_its_card_says(with_bases, tmp_path, kind, base, changed):
+def test_an_adapter_is_loaded_on_its_base_as_its_card_says(with_bases, tmp_path, monkeypatch, kind, base, changed):
     with DataDreamer(tmp_path / "session", verbose=False):
         trainer = trained(kind, base, **changed)
         trainer.publish_to_hf_hub("me/adapter", branch="tried", adapter_only=True)
-    made = loaded_by_card(with_bases, "me/adapter", "tried")
-    batch = made["tokenizer"](TEXTS[0], return_tensors="pt")
-    batch = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    with torch.no_grad():
-        torch.testing.assert_close(made["model"](**batch).logits, trainer.model(**batch).logits, rtol=1e-4, atol=1e-5)
-    assert made["model"].config.id2label == trainer.trained.config.id2label
-    assert made["tokenizer"].chat_template == trainer.tokenizer.chat_template
+        alone = trainer.export_to_disk(tmp_path / "alone", adapter_only=True)
+    monkeypatch.chdir(alone)
+    for made in (loaded_by_card(with_bases, "me/adapter", "tried"), loaded_as_said(Path("README.md").read_text())):
+        batch = made["tokenizer"](TEXTS[0], return_tensors="pt")
+        batch = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        with torch.no_grad():
+            logits = made["model"](**batch).logits, trainer.model(**batch).logits
+        torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-5)
+        assert made["model"].config.id2label == trainer.trained.config.id2label
+        assert made["tokenizer"].chat_template == trainer.tokenizer.chat_template
+    with pytest.raises(UnknownModel, match=rf"^{alone} holds only an adapter, which was trained on {base}, and"):
+        _ = TrainedModel(alone).labels
+    for inside in (f"{trainer.path}/../adapter", Path(trainer.path).parent / "adapter"):
+        with pytest.raises(StorageError, match=r"The model that it is merged into is in .*/model\."):
+            TrainedModel.load(inside)
 
 
-def test_an_adapter_of_an_embedder_is_one_of_the_model_inside(with_bases, bases, tmp_path):
+def test_an_adapter_of_an_embedder_is_one_of_the_model_inside(with_bases, bases, tmp_path, monkeypatch):
     with DataDreamer(tmp_path / "session", verbose=False):
         trainer = trained("TrainSentenceTransformer", "me/encoder")
         trainer.publish_to_hf_hub("me/adapter", adapter_only=True)
@@ -109,8 +121,13 @@ def test_an_adapter_of_an_embedder_is_one_of_the_model_inside(with_bases, bases,
     code = with_bases.readme("model", "me/adapter")
     assert """SentenceTransformer("me/encoder", model_kwargs={'dtype': 'float32'})""" in code
     assert 'model.load_adapter("me/adapter")' in code
+    with pytest.raises(UnknownModel, match=r"^me/adapter holds only an adapter, .*d\(model, 'me/adapter'"):
+        _ = TrainedModel("me/adapter").config
     student = SentenceTransformer(str(bases["me/encoder"]), device="cpu")
     student.load_adapter(str(alone))
+    monkeypatch.chdir(alone)
+    as_said = loaded_as_said(Path("README.md").read_text())["model"].encode(TEXTS)
+    np.testing.assert_allclose(as_said, wanted, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(student.encode(TEXTS), wanted, rtol=1e-4, atol=1e-5)
     inside = peft.PeftModel.from_pretrained(transformers.AutoModel.from_pretrained(bases["me/encoder"]), alone).eval()
     batch = trainer.tokenizer(TEXTS[0], return_tensors="pt")
@@ -136,6 +153,9 @@ def test_an_adapter_whose_base_others_do_not_have_is_not_passed_on_alone(with_ba
         for pass_on in (cut.publish_to_hf_hub, cut.export_to_disk):
             with pytest.raises(DefinitionError, match=r"trained on layers=1 of me/encoder, and is wrong on the whole"):
                 pass_on("me/cut", adapter_only=True)
+        said = (Path(cut.path).parent / "adapter" / "README.md").read_text()
+        assert "as it was loaded for the training" in said
+        assert "```" not in said
     assert not HfApi().repo_exists("me/second")
     assert not HfApi().repo_exists("me/cut")
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny_models
 from scipy.special import logsumexp
 from transformers import AutoModelForSequenceClassification
 from warm import printed_by
@@ -35,7 +36,7 @@ from datadreamer_like.stages import Abstain, Calibrate, Quantize
 from datadreamer_like.steps.sources.data_source import DataSource
 from datadreamer_like.trainers import TrainHFClassifier, TrainLinearClassifier
 
-from .conftest import FILLERS, LABELS, classifier, rows, save
+from .conftest import FILLERS, LABELS, classifier, rows, save, tokenizer
 
 Column = Callable[[str], Any]
 BOUND: dict[str, Any] = {"max_error": 0.1, "confidence": 0.9}
@@ -106,6 +107,9 @@ def test_texts_below_the_threshold_go_to_the_fallback_once_and_in_order(
     assert not caplog.text
     with pytest.raises(StepOutputError, match="returned 1 labels for"):
         sure.predict_or_abstain(texts, lambda given: ["one"])
+    for wrong in (None, "x" * len(left)):  # as many letters as texts
+        with pytest.raises(StepOutputError, match=r"it must return a list with the label of each"):
+            sure.predict_or_abstain(texts, lambda given, wrong=wrong: wrong)
     assert len(sure.predict_or_abstain([], fallback)) == 0
 
 
@@ -250,7 +254,9 @@ def test_model_that_keeps_no_bound_hands_everything_over_and_says_so(
     assert sure.predict_or_abstain(["the cat"], lambda texts: ["asked"]).labels == ["asked"]
 
 
-def test_bad_arguments_are_named_before_the_model_runs(session: DataDreamer, good: Path, byte_lm: Path, column: Column):
+def test_bad_arguments_are_named_before_the_model_runs(
+    session: DataDreamer, good: Path, byte_lm: Path, column: Column, tmp_path: Path
+):
     def abstain(model: Any = good, labels: Any = None, **options: Any) -> Abstain:
         return Abstain("Sure", model, column("text"), labels or column("label"), **{**BOUND, **options})
 
@@ -262,6 +268,9 @@ def test_bad_arguments_are_named_before_the_model_runs(session: DataDreamer, goo
         Quantize("Small", good, DynamicInt8(), retrian={})
     with pytest.raises(DefinitionError, match="max_error is 2;"):
         abstain(max_error=2)
+    score = save(tiny_models.bert(tokenizer(), num_labels=1), tmp_path / "score")
+    with pytest.raises(MethodMisfit, match="has one output, as those that give a score do"):
+        abstain(score)
     with pytest.raises(MethodMisfit, match="does text-generation; Abstain takes a classifier"):
         abstain(byte_lm)
     with pytest.raises(NotTrained):

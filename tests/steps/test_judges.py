@@ -127,6 +127,21 @@ def test_a_panel_without_a_verdict_on_a_gold_row_is_refused_and_does_not_call_al
         Judges("Panel", inputs=columns, args={"llms": [named(cautious, "x")]})
 
 
+def test_a_judge_whose_request_failed_says_nothing_of_the_pair(session: DataDreamer):
+    """Without a tie among the gold rows, nothing is known of what a judge says of ties."""
+    columns = {"a": [f"points {9 - row}" for row in range(8)], "b": ["points 0"] * 8, "gold": ["a"] * 6 + [None] * 2}
+    rows = DataSource("Pairs", columns).output
+    failing = FakeLLM(lambda prompt: None if "points 2" in prompt else honest(prompt))
+    step = Judges(
+        "Panel", inputs={name: rows[name] for name in columns}, args={"llms": {"x": named(honest, "x"), "y": failing}}
+    )
+    assert list(step.output["y"])[6:] == ["a", None]
+    assert list(step.output["verdicts"]) == ["a"] * 8
+    both, one = list(step.output["soft_labels"])[6:]
+    assert both["a"] > one["a"] > 0.5
+    assert one["tie"] < 0.2
+
+
 def test_a_gold_row_is_not_held_out_if_no_judge_has_a_verdict_on_the_others(session: DataDreamer):
     rows = DataSource("Few", {"a": ["points 0", "points 2"], "b": ["points 1", "points 0"], "gold": ["b", "a"]}).output
     columns = {name: rows[name] for name in ("a", "b", "gold")}

@@ -11,6 +11,7 @@ from subjects import Parrot, Sure
 from datadreamer_like import DataDreamer
 from datadreamer_like.errors import ArgumentTypeError, StepOutputError
 from datadreamer_like.steps import DataSource, PredictOrAbstain, ProcessWithPrompt, Step
+from datadreamer_like.testing import FakeLLM
 
 TEXTS = ["short", None, "a text that is long", "brief", "another that is long"]
 
@@ -57,6 +58,20 @@ def test_without_a_fallback_labels_are_none_and_with_nothing_left_it_is_not_call
 def test_fallback_may_return_a_step_with_one_output_or_a_column(session: DataDreamer):
     step = labelled(lambda texts: DataSource("Given", {"label": ["a", "b"]}))
     assert list(step.output["labels"]) == ["short", None, "a", "short", "b"]
+
+
+def test_rows_that_the_fallback_fails_on_have_its_reason(session: DataDreamer):
+    def ask(texts: Any) -> Any:
+        llm = FakeLLM(lambda prompt: None if "another" in prompt else "long")
+        return ProcessWithPrompt("Ask", inputs={"inputs": texts}, args={"llm": llm, "instruction": "Long?"}).output[
+            "generations"
+        ]
+
+    step = labelled(ask)
+    assert list(step.output["labels"]) == ["short", None, "long", "short", None]
+    (reason,) = step.errors.values()
+    assert [*step.errors] == [4]
+    assert reason.startswith("Ask: ")
 
 
 def test_labels_of_the_fallback_that_are_no_classes_are_kept_counted_and_named(

@@ -192,6 +192,8 @@ def test_soft_labels_and_class_weights_are_learnt_as_scikit_learn_does(kind, tin
     lists = data({**train, "label": [[row["positive"], row["negative"]] for row in soft]}, validation)
     listed = make(kind, "Lists", tiny_encoder).train(**lists, classes=["positive", "negative"], **weighted)
     plain = make(kind, "Plain", tiny_encoder).train(**columns, C=5.0)
+    named = make(kind, "Named", tiny_encoder).train(**columns, classes=["tie", "positive", "negative"], C=5.0)
+    assert named.trained.labels == ["tie", "positive", "negative"]
 
     model = trainer.model
     if kind is TrainLinearClassifier:

@@ -11,6 +11,8 @@ from datadreamer_like.errors import DefinitionError, MethodMisfit, NewerFormat, 
 from datadreamer_like.graph.card import CARD_NAME
 from datadreamer_like.storage.digests import check_states, file_states
 
+from ..trained.config_faults import adapter_alone
+
 Runtime = Literal["torch", "onnx"]
 """What computes a `TrainedModel`: PyTorch, or ONNX Runtime."""
 EXPORT_NAME = "export.json"
@@ -103,6 +105,8 @@ def opened(folder: Path, runtime: str, device: object, dtype: object) -> Path:
     check_export(folder)
     if (folder / GGUF_NAME).is_file() and runtime == "torch":
         return folder / GGUF_NAME
+    if reason := adapter_alone(folder):
+        raise StorageError(reason)
     if not (folder / "config.json").is_file():
         raise StorageError(
             f"{folder} is not the folder of a saved model: it has no config.json. Pass the folder that was "

@@ -1,4 +1,7 @@
-"""What is wrong with a model's `config.json`: its key and value, where transformers only says that it cannot load."""
+"""What is wrong with a model's `config.json`: its key and value, where transformers only says that it cannot load.
+
+Or that there is none, as the folder holds an adapter.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,38 @@ from typing import Any
 from datadreamer_like.errors import did_you_mean, with_article
 
 _NAME = "config.json"
+_ADAPTER_NAME = "adapter_config.json"
+_WRITES = ("CAUSAL_LM", "SEQ_2_SEQ_LM")
+"""What peft calls the tasks of language models."""
+
+
+def adapter_alone(folder: Path, name: str | None = None) -> str | None:
+    """Returns that a folder holds an adapter without its model, and what to do with it; None if it holds another thing.
+
+    `name` is the Hub id whose files they are, if they are those of one.
+
+    What the adapter's config lacks, such as the data type of that model and the names of classes, decides answers, so
+    the adapter is not loaded on a guess.
+    """
+    path = folder / _ADAPTER_NAME
+    if not path.is_file() or any((folder / each).is_file() for each in (_NAME, "modules.json")):
+        return None
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+        base, task = said.get("base_model_name_or_path") or "its base model", said.get("task_type")
+    except (ValueError, AttributeError):
+        return f"{path} is not the config of an adapter of peft. Restore it, or save the adapter again."
+    named, merged = name or str(folder), folder.parent / "model"
+    if name is None and (merged / _NAME).is_file():
+        advice = f"The model that it is merged into is in {merged}."
+    else:
+        run = f"Run it with HFTransformers({base!r}, adapter_name={named!r}), or make" if task in _WRITES else "Make"
+        advice = (
+            f"{run} a whole model of it: load {base} as it was loaded for the training, then "
+            f"peft.PeftModel.from_pretrained(model, {named!r}).merge_and_unload().save_pretrained(another folder), "
+            "with the tokenizer. A trainer of this package exports the whole model with export(to=folder)."
+        )
+    return f"{named} holds only an adapter, which was trained on {base}, and works only with it. {advice}"
 
 
 def config_fault(folder: Path) -> str | None:

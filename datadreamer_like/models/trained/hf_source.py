@@ -28,7 +28,7 @@ from datadreamer_like.storage.digests import file_digest
 from ..exports.report import graph_misfit, runtime_of
 from ..llms.gguf import read_gguf_header
 from ..quiet import quiet
-from .config_faults import config_fault
+from .config_faults import adapter_alone, config_fault
 from .model_files import check_saved_files, damage_of, files_identity, model_folder
 
 HOW_FETCHED = frozenset({"token", "cache_dir", "local_files_only"})
@@ -38,7 +38,7 @@ ADAPTER_FOLDER = "adapter"
 """Where a trainer's result has its adapter, next to the model."""
 
 _README_SECONDS = 5
-_MODEL_FILES = ("config.json", "modules.json", "adapter_config.json")
+_MODEL_FILES = ("config.json", "modules.json")
 _UNKNOWN_ARGUMENT = re.compile(r"got an unexpected keyword argument '(\w+)'")
 _BIBTEX = re.compile(r"^\s*(@\w+\s*\{.*?^\s*\})", re.MULTILINE | re.DOTALL)
 
@@ -126,6 +126,8 @@ def hf_source(model: Any, revision: str | None = None) -> HFSource:
         return HFSource(str(path.absolute().parent), path.name, origin=origin)
     if path.is_dir():
         path = model_folder(path)
+        if reason := adapter_alone(path):
+            raise UnknownModel(reason)
         if not any((path / name).is_file() for name in _MODEL_FILES):
             raise UnknownModel(
                 f"{path} is not the folder of a saved model: it has no config.json. Give a folder that "
@@ -219,9 +221,8 @@ def loading(source: HFSource, *, weights: bool = False) -> Iterator[None]:
             if source.is_graph:
                 raise graph_misfit("Loading a model", source.name) from error
             raise UnknownModel(f"transformers finds no complete model in {source.name}: {error}") from error
-        fault = None if source.folder is None or source.gguf_file is not None else config_fault(source.folder)
-        if fault is not None:
-            raise DataError(fault) from error
+        if (fault := _fault(source, error)) is not None:
+            raise fault from error
         if isinstance(error, TypeError) and (unknown := _UNKNOWN_ARGUMENT.search(str(error))):
             raise DefinitionError(
                 f'transformers\' from_pretrained has no option "{unknown[1]}" for {source.name}. Leave it out.'
@@ -247,6 +248,16 @@ def forget_gguf(model: Any) -> None:
     for holder, name in ((model, "quantization_method"), (model.config, "quantization_config")):
         if hasattr(holder, name):
             delattr(holder, name)
+
+
+def _fault(source: HFSource, error: Exception) -> DataDreamerError | None:
+    """Returns what is wrong with a model's config, or that a repository holds only an adapter; None if neither is."""
+    if source.folder is None:
+        fetched = _hub_folder(source.name, "adapter_config.json") if "model_type" in str(error) else None
+        reason = None if fetched is None else adapter_alone(fetched, source.name)
+        return None if reason is None else UnknownModel(reason)
+    fault = config_fault(source.folder) if source.gguf_file is None else None
+    return None if fault is None else DataError(fault)
 
 
 @functools.lru_cache(maxsize=64)

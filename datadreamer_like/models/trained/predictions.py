@@ -124,12 +124,18 @@ def hand_over(
     """Returns the labels of the texts that were answered, and the fallback's for the others; None without one.
 
     Raises:
-        StepOutputError: The fallback returned another number of labels than it was given texts.
+        StepOutputError: The fallback returned no list, or another number of labels than it was given texts.
     """
     left = [index for index, sure in enumerate(answered) if not sure]
     given: list[Any] = [None] * len(left)
     if fallback is not None and left:
-        given = list(fallback([texts[index] for index in left]))
+        returned: Any = fallback([texts[index] for index in left])
+        if isinstance(returned, str | Mapping) or not isinstance(returned, Iterable):
+            raise StepOutputError(
+                f"fallback returned {returned!r:.100}; it must return a list with the label of each of the "
+                f"{len(left)} texts that it is given."
+            )
+        given = list(returned)
         if len(given) != len(left):
             raise StepOutputError(f"fallback returned {len(given)} labels for {len(left)} texts. Return one for each.")
     found = list(labels)

@@ -75,8 +75,9 @@ class Judges(SuperStep):
 
     Each pair is asked for in both orders, since LLMs favour a position (Zheng et al. 2023, arXiv:2306.05685): a
     candidate wins if it wins in both, otherwise the pair is a tie. A judge that names neither is asked again once; then
-    it has no verdict on that row, which is counted. Verdicts are weighed by the judges' accuracies on the gold rows
-    (`evaluation.fit_label_model`), each of which counts once as it is and once with its candidates swapped.
+    it has no verdict on that row, which is counted and says nothing of the pair. Verdicts are weighed by the judges'
+    accuracies on the gold rows (`evaluation.fit_label_model`), each of which counts once as it is and once with its
+    candidates swapped.
 
     Raises:
         EmptyDataset, LabelError: No row has a gold verdict, or one is not "a", "b" or "tie".
@@ -91,7 +92,7 @@ class Judges(SuperStep):
         >>> print(panel.agreement())  # doctest: +SKIP
     """
 
-    result_version: ClassVar[int] = 2  # 2: ties in sentences
+    result_version: ClassVar[int] = 3  # 2: ties in sentences; 3: a judge without a verdict says nothing
 
     def setup(self) -> None:
         """Registers the step's names."""
@@ -289,7 +290,8 @@ def _weighed(votes: Votes, gold: Codes, asked: Votes) -> Floats:
         return asked.shares
     swap = np.array([_B, _A, _TIE, ABSTAINED])
     both = Votes(votes.voters, votes.classes, np.concatenate([votes.codes, swap[votes.codes]]))
-    return fit_to_codes(both, np.concatenate([gold, swap[gold]]), gold_only=True).probabilities(asked)
+    fitted = fit_to_codes(both, np.concatenate([gold, swap[gold]]), gold_only=True)
+    return fitted.probabilities(asked, abstentions=False)
 
 
 def _likeliest(votes: Votes, chances: Floats) -> Codes:

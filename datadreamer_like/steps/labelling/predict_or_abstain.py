@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from datadreamer_like.errors import ArgumentTypeError, StepOutputError
+from datadreamer_like.errors import ArgumentTypeError, DataError, StepOutputError
 from datadreamer_like.graph.output import Column, OutputDataset, OutputIterableDataset
 from datadreamer_like.models.trained.model_node import ModelNode, as_trained_model
 from datadreamer_like.models.trained.predictions import hand_over, warn_of_outside
@@ -32,7 +32,8 @@ class PredictOrAbstain(SuperStep):
 
     Of the rows that the model answers, no more are wrong than `Abstain` guarantees; the fallback's answers come without
     a guarantee. Its labels are kept as they are; those that are not classes of the model are counted on the data card,
-    and a warning shows the first with their rows. If no row is handed over, the fallback is not called.
+    and a warning shows the first with their rows. Rows on which it fails have no label. If no row is handed over, the
+    fallback is not called.
 
     Example:
         >>> def ask(texts):  # doctest: +SKIP
@@ -81,15 +82,20 @@ class PredictOrAbstain(SuperStep):
                 chances[index] = None if model.is_multi_label else best[row]
         fallback = self.args["fallback"]
         if fallback is not None:
+            reasons: dict[int, str] = {}
             given = hand_over(
                 [texts[index] for index in known],
                 [labels[index] for index in known],
                 [answered[index] for index in known],
-                lambda left: self._asked(fallback, left),
+                lambda left: self._asked(fallback, left, reasons),
             )
             labels = [None] * len(texts)
             for index, label in zip(known, given, strict=True):
                 labels[index] = label
+            left = [index for index in known if not answered[index]]
+            for place, reason in reasons.items():
+                # Whether it is asked for again, the fallback's step decides.
+                self.usage.row_failed(left[place], DataError(reason))
         outside = warn_of_outside(labels, classes, self.name)
         if outside:
             asked = len(known) - sum(answered)
@@ -98,7 +104,8 @@ class PredictOrAbstain(SuperStep):
         self.register_data_card("Coverage", f"{100 * share:.2f} % of {len(known):,} texts")
         return {"texts": texts, "labels": labels, "answered": answered, "probabilities": chances}
 
-    def _asked(self, fallback: Callable[[Column], Any], texts: list[str]) -> list[Any]:
+    def _asked(self, fallback: Callable[[Column], Any], texts: list[str], reasons: dict[int, str]) -> list[Any]:
+        """Returns the fallback's labels of texts; why some have none goes to `reasons`, by position."""
         column = DataSource("Handed over", data={"texts": texts}).output["texts"]
         found: Any = fallback(column)
         if isinstance(found, Step):
@@ -111,4 +118,9 @@ class PredictOrAbstain(SuperStep):
                 f'"{self.name}": fallback returned {found!r:.100}; it must return a column of labels, such as '
                 'step.output["generations"].'
             )
-        return list(found)
+        labels = list(found)
+        asked = found.step.name.rpartition(" / ")[2]
+        for place, reason in getattr(found.step, "errors", {}).items():
+            if place < len(labels) and labels[place] is None:
+                reasons[place] = f"{asked}: {reason}"
+        return labels

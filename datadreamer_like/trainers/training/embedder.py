@@ -58,6 +58,7 @@ _CITATION = """@inproceedings{reimers2019sentence,
 class EmbedderTrainer(HFTrainer):
     """Base of trainers of embedders; a subclass names the columns and calls `run_kind`."""
 
+    hub_task: ClassVar[str | None] = "sentence-similarity"
     arguments: ClassVar[type[TrainingArguments]] = SentenceTransformerTrainingArguments
     decided: ClassVar = {"prompts", "batch_sampler", "multi_dataset_batch_sampler", "router_mapping"}
     papers: ClassVar[Sequence[str]] = (_CITATION,)
@@ -214,19 +215,23 @@ class EmbedderTrainer(HFTrainer):
         **kwargs: Any,
     ) -> str:
         """Publishes the embedder, or only its adapter, for sentence-transformers; see `HFTrainer.publish_to_hf_hub`."""
-        options = {"task": "sentence-similarity", **kwargs}
+        options = {"task": self.hub_task, **kwargs}
         return super().publish_to_hf_hub(repo_id, branch, private, token, adapter_only, is_synthetic, **options)
 
     def adapter(self) -> TrainedModel:
         """Returns the adapter alone; see `HFTrainer.adapter`. One on some layers of a model has no base to load."""
-        found = super().adapter()
+        self.adapter_options(self.trained.config)
+        return super().adapter()
+
+    def adapter_options(self, config: PretrainedConfig) -> dict[str, Any]:
+        """Returns arguments for the adapter's base; `DefinitionError` if that is not a whole model."""
         if self.layers is not None:
             raise DefinitionError(
                 f'"{self.name}": the adapter was trained on layers={self.layers} of {self.source}, and is wrong on the '
                 "whole model. Leave adapter_only out to pass on the merged embedder; or save cut_layers(...) of the "
                 "model to a folder, and train from that."
             )
-        return found
+        return super().adapter_options(config)
 
     @cached_property
     def _loaded(self) -> SentenceTransformer:

@@ -43,6 +43,7 @@ from datadreamer_like.pruning import masks, reapply
 
 from ..trainer import Trainer
 from . import adapters
+from .adapter_readme import write_adapter_readme
 from .curves import read_curves, write_curves
 from .devices import check_devices, named_devices, training_device
 from .loop import Fit, Run, fit
@@ -66,6 +67,8 @@ class HFTrainer(Trainer):
     """Fields of it that this trainer sets itself, in addition to those that all trainers set."""
     several_devices: ClassVar[bool] = False
     """Whether `device` may be a list: `fit` is that of this class, and a step needs no more than its rows."""
+    hub_task: ClassVar[str | None] = None
+    """The Hub's name of the model's task, where its config does not say it."""
 
     @takes_trainer_options
     def __init__(self, name: str, model_name: Any, **options: Unpack[HFOptions]) -> None:
@@ -249,6 +252,8 @@ class HFTrainer(Trainer):
             self.card.register("Stored Teacher", teaching.facts)
             self.fill_card(fitted.metrics, objective)
             self.save(model, task, examples["validation"], draft / self.MODEL_FOLDER)
+            if self.peft_config is not None:
+                write_adapter_readme(draft / ADAPTER_FOLDER, self, model.config)
             write_curves(draft, fitted.curves)
         result = {"epochs": fitted.epochs, "history": fitted.history, "adapter": self.peft_config is not None}
         return self.kept(result=result)
@@ -380,8 +385,12 @@ class HFTrainer(Trainer):
         trained = self.adapter() if adapter_only else self.trained
         if adapter_only:
             adapters.check_base(self.name, self.source, self.start)
-            kwargs["options"] = adapters.stated_options(self.name, self.load_options(), trained.config)
+            kwargs["options"] = self.adapter_options(trained.config)
         return trained.publish_to_hf_hub(repo_id, branch, private, token, is_synthetic=is_synthetic, **kwargs)
+
+    def adapter_options(self, config: PretrainedConfig) -> dict[str, Any]:
+        """Returns the arguments to load the adapter's base model with, for the model of this config."""
+        return adapters.stated_options(self.name, self.load_options(), config)
 
     def adapter(self) -> TrainedModel:
         """Returns the adapter that was trained, alone; `DefinitionError` without one."""

@@ -1,0 +1,40 @@
+"""The README.md in an adapter's folder: what the adapter is, and code that loads it on its base model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from datadreamer_like.errors import DataDreamerError
+from datadreamer_like.hub.card import fence
+from datadreamer_like.hub.loading import load_adapter, repr_of
+from datadreamer_like.models.trained.model_facts import imports_of, task_of
+from datadreamer_like.storage.folders import system_errors
+from datadreamer_like.storage.shown import markdown
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from .hf import HFTrainer
+
+
+def write_adapter_readme(folder: Path, trainer: HFTrainer, config: PretrainedConfig) -> None:
+    """Replaces the README.md that peft writes, which is a form to fill in; `config` is that of the saved model."""
+    base, card = trainer.source, trainer.card
+    try:
+        options = trainer.adapter_options(config)
+        load = load_adapter('"."', repr_of(base), trainer.hub_task or task_of(config), options)
+        imports = "".join(f"import {module}\n" for module in imports_of(config))
+        use = f"In this folder, this code loads both:\n\n{fence(imports + load, 'python')}"
+    except DataDreamerError:
+        use = "It fits only that model as it was loaded for the training, which takes more than an argument."
+    loaded = card.facts.get("Base Model of the Adapter")
+    about = (
+        f"Trained by the {card.kind} “{markdown(card.name)}” (`{card.class_name}`) on the model {markdown(base)}"
+        f"{f', {markdown(loaded)}' if loaded else ''}. It works only with that one. The trainer's own result, and "
+        "what its `export` writes, is the whole model, with the adapter merged into its weights."
+    )
+    front = f"---\nbase_model: {repr_of(base)}\nlibrary_name: peft\n---"
+    text = "\n\n".join([front, f"# Adapter of {markdown(card.name)}", about, use, "Made with datadreamer-like."])
+    with system_errors():
+        (folder / "README.md").write_text(f"{text}\n", encoding="utf-8", errors="replace")
