@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import warnings
 from abc import abstractmethod
 from collections.abc import Collection, Mapping
@@ -120,10 +121,10 @@ class HFTrainer(Trainer):
             # transformers cannot quantize a GGUF file while it reads it.
             options = {name: value for name, value in options.items() if name not in self._origin.options}
             quantization, source = options.pop("quantization_config"), self.scratch / "unpacked"
-            if not (source / "config.json").is_file():
-                unpacked = load(self.source, **options, **self._origin.options)
-                forget_gguf(unpacked)
-                unpacked.save_pretrained(str(source))
+            shutil.rmtree(source, ignore_errors=True)  # of a killed run
+            unpacked = load(self.source, **options, **self._origin.options)
+            forget_gguf(unpacked)
+            unpacked.save_pretrained(str(source))
             options["quantization_config"] = quantization
         return cast("PreTrainedModel", load(source, **options))
 
