@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 import tempfile
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar, Token
@@ -31,6 +32,7 @@ logger = logging.getLogger("datadreamer_like")
 
 _current: ContextVar[DataDreamer | None] = ContextVar("datadreamer_like_session", default=None)
 _last_started: DataDreamer | None = None
+_starting = threading.Lock()
 
 
 def current_session() -> DataDreamer | None:
@@ -131,6 +133,10 @@ class DataDreamer:
 
     def start(self) -> None:
         """Opens the session without a block, as for a notebook; end it with `stop`."""
+        with _starting:  # of threads that start sessions at once, all but one are refused
+            self._start()
+
+    def _start(self) -> None:
         global _last_started
         open_session = current_session()
         if open_session is not None:

@@ -28,9 +28,18 @@ _CHUNK_BYTES = 1 << 20
 def checksums(folder: Path, but: Container[str] = ()) -> dict[str, str]:
     """Returns size and CRC-32 of each file below a folder, by its relative path, and seals the folder."""
     paths = {path.relative_to(folder).as_posix(): path for path in _files(folder)}
-    sums = {name: _checksum(path) for name, path in sorted(paths.items()) if name not in but}
+    sums = {name: checksum(path) for name, path in sorted(paths.items()) if name not in but}
     _seal(folder, {name: _state(paths[name]) for name in sums})
     return sums
+
+
+def checksum(path: Path) -> str:
+    """Returns size and CRC-32 of a file."""
+    size = value = 0
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            size, value = size + len(chunk), zlib.crc32(chunk, value)
+    return f"{size}:{value:08x}"
 
 
 def damaged_file(folder: Path, sums: Mapping[str, str], *, seal: bool = True) -> str | None:
@@ -46,7 +55,7 @@ def damaged_file(folder: Path, sums: Mapping[str, str], *, seal: bool = True) ->
         path = folder / name
         try:
             states[name] = _state(path)
-            if known.get(name) != states[name] and _checksum(path) != expected:
+            if known.get(name) != states[name] and checksum(path) != expected:
                 return f"{path} is damaged (its checksum differs)"
         except OSError as error:
             return f"{path} is damaged ({error.strerror})"
@@ -88,11 +97,3 @@ def _files(folder: Path) -> Iterator[Path]:
 def _state(path: Path) -> list[int]:
     stat = path.stat()
     return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
-
-
-def _checksum(path: Path) -> str:
-    size = value = 0
-    with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK_BYTES):
-            size, value = size + len(chunk), zlib.crc32(chunk, value)
-    return f"{size}:{value:08x}"

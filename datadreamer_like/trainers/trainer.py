@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Self
 from datadreamer_like.errors import DefinitionError, NotTrained, SessionError
 from datadreamer_like.graph import Node
 from datadreamer_like.graph.manifest import Manifest
+from datadreamer_like.graph.own_changes import Place
 from datadreamer_like.graph.results import Kept
 from datadreamer_like.models.trained.model_node import ModelNode
 
@@ -44,6 +45,8 @@ class Trainer(ModelNode, ABC):
         self._log_level = log_level or (logging.WARNING if verbose is False else None)
         self._decided_by: dict[str, str] | None = None
         self._train: Callable[[Path], Kept] | None = None
+        # Of the functions and objects that are arguments of `train`: callbacks, rewards.
+        self.argument_variables: list[Place] = []
 
     @classmethod
     def example(cls) -> dict[str, Any]:
@@ -83,6 +86,8 @@ class Trainer(ModelNode, ABC):
             for known in ("parts", "fingerprint", "card"):
                 self.__dict__.pop(known, None)
             self.parents = list(dict.fromkeys(parents))
+            _ = self.parts
+            self._variables = self.argument_variables
             self._train = build
             self.find_or_make()
         return self

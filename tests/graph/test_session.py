@@ -144,6 +144,32 @@ def test_sessions_do_not_nest_and_do_not_share_names(tmp_path):
         assert Work("x", 1).name == "x"
 
 
+def test_of_threads_that_start_sessions_at_once_all_but_one_are_refused(tmp_path):
+    ready, done, opened, refused = threading.Barrier(8), threading.Barrier(8), [], []
+
+    def start():
+        session = DataDreamer(tmp_path, verbose=False)
+        ready.wait()
+        try:
+            session.start()
+            opened.append(session)
+        except SessionError as error:
+            refused.append(str(error))
+        done.wait()
+
+    threads = [threading.Thread(target=start) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for session in opened:
+        session.stop()
+    assert len(opened) == 1
+    assert all("sessions do not nest" in text for text in refused)
+    with DataDreamer(tmp_path, verbose=False):
+        pass
+
+
 def test_start_and_stop_work_without_a_block(tmp_path):
     session = DataDreamer(tmp_path)
     session.start()

@@ -40,7 +40,7 @@ class FlakyServer:
     Attributes:
         seen: Prompts to how often they were received.
         requests: Bodies of all requests, in order; `paths` and `headers` are theirs.
-        models: The list of models.
+        models: The list of models; None for a server without one.
         most_at_once: Most requests that were under way at once.
     """
 
@@ -49,7 +49,7 @@ class FlakyServer:
         self.seen: Counter[str] = Counter()
         self.requests: list[dict[str, Any]] = []
         self.paths: list[str] = []
-        self.models: list[dict[str, Any]] = []
+        self.models: list[dict[str, Any]] | None = []
         self.headers: list[dict[str, str]] = []
         self.under_way = 0
         self.most_at_once = 0
@@ -111,7 +111,7 @@ class FlakyServer:
         raw = await reader.readexactly(int(headers.get("content-length", 0)))
         if head.startswith("GET"):
             listed = json.dumps({"object": "list", "data": self.models}).encode()
-            return await self._send(writer, Reply(body=listed), {})
+            return await self._send(writer, Reply(status=404 if self.models is None else 200, body=listed), {})
         body = json.loads(raw)
         before = self.seen[prompt_of(body)]
         self.seen[prompt_of(body)] += 1

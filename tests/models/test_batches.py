@@ -38,10 +38,12 @@ from datadreamer_like.models import (
     ParallelLLM,
 )
 from datadreamer_like.models.calls.batch_api import BatchAPI, BatchLimits
+from datadreamer_like.models.calls.batch_rows import BatchRows
 from datadreamer_like.models.calls.budget import worst_case
 from datadreamer_like.models.llms.generation import Request, Sampling
 from datadreamer_like.steps import DataSource, Prompt
 from datadreamer_like.storage.ledger import LEDGER_NAME, Ledger
+from datadreamer_like.storage.seals import read_sealed, sealed
 
 # The SDK's client is closed when it is collected, in any order with its sockets.
 pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning")
@@ -424,7 +426,7 @@ def test_what_a_batch_that_the_provider_lost_may_cost_stays_counted_as_its_error
     server.drop = lambda method, path: None
     worst = spent_in(tmp_path)
     (state,) = [file for file in left_in(tmp_path) if file.suffix == ".json"]
-    state.write_text(state.read_text().replace('batch_0"', 'batch_7"'))
+    put_another_batch(state)
     with pytest.raises(ModelError, match=r"worst case of (\S+) USD then stays counted as spent") as raised:
         model(server, tmp_path, budget="1 USD").run(prompts(3), max_new_tokens=50)
     (said,) = re.findall(r"worst case of (\S+) USD", str(raised.value))
@@ -478,6 +480,56 @@ def test_what_has_no_batches_says_so_before_anything_is_sent(tmp_path: Path) -> 
         assert server.requests == []
 
 
+def put_another_batch(state: Path) -> None:
+    """Writes the id of a batch that the provider does not have into the state of one."""
+    content = read_sealed(state)
+    content["ids"]["batch"] = content["ids"]["batch"].replace("batch_0", "batch_7")
+    state.write_text(sealed(content))
+
+
+def flip(file: Path, within: bytes) -> None:
+    """Changes a letter inside a text that a file has."""
+    content = bytearray(file.read_bytes())
+    content[content.index(within) + len(within) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def test_damaged_results_on_disk_are_fetched_again(
+    server: BatchServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BatchRows, "read", killed)
+        with pytest.raises(KeyboardInterrupt):
+            model(server, tmp_path, budget="1 USD").run(prompts(3), max_new_tokens=50)
+    spent = spent_in(tmp_path)
+    (results,) = [file for file in left_in(tmp_path) if file.suffix == ".results"]
+    flip(results, prompts(3)[1].encode())
+    flip(results.with_suffix(".jsonl"), b'"model"')
+    assert model(server, tmp_path, budget="1 USD").run(prompts(3), max_new_tokens=50) == echoes(prompts(3))
+    assert len(server.jobs) == 1
+    assert left_in(tmp_path) == []
+    assert spent_in(tmp_path) == spent
+
+
+def test_damaged_lines_are_not_submitted(server: BatchServer, tmp_path: Path) -> None:
+    server.drop = lambda method, path: "before" if method == "POST" else None
+    with pytest.raises(ModelError):
+        model(server, tmp_path, retry_on_fail=False).run(prompts(3))
+    server.drop = lambda method, path: None
+    (lines,) = [file for file in left_in(tmp_path) if file.suffix == ".jsonl"]
+    flip(lines, prompts(3)[2].encode())
+    for _ in range(2):
+        with pytest.raises(StorageError, match=f"{lines.name} is damaged, so it is not submitted") as raised:
+            model(server, tmp_path).run(prompts(3))
+    assert str(lines.with_suffix(".json")) in str(raised.value)
+    assert server.jobs == []
+    lines.with_suffix(".json").unlink()
+    assert model(server, tmp_path).run(prompts(3)) == echoes(prompts(3))
+
+
 def test_a_damaged_batch_on_disk_is_an_error_before_anything_is_sent(server: BatchServer, tmp_path: Path) -> None:
     server.drop = lambda method, path: "before" if path.endswith(("content", "results")) else None
     with pytest.raises(ModelError):
@@ -486,12 +538,15 @@ def test_a_damaged_batch_on_disk_is_an_error_before_anything_is_sent(server: Bat
     (state,) = [file for file in left_in(tmp_path) if file.suffix == ".json"]
     whole = state.read_text()
     requests = len(server.requests)
-    for damaged in (whole[:50], "", "[]", whole.replace('"begun"', '"other"')):
+    of_another_row = whole.replace(json.loads(whole)["rows"][0][0][:2], "00")
+    for damaged in (whole[:50], "", "[]", whole.replace('"begun"', '"other"'), of_another_row):
+        assert damaged != whole
         state.write_text(damaged)
         with pytest.raises(StorageError, match="may have been paid for, so nothing is sent"):
             model(server, tmp_path).run(prompts(3))
     assert len(server.requests) == requests
-    state.write_text(whole.replace('batch_0"', 'batch_7"'))
+    state.write_text(whole)
+    put_another_batch(state)
     with pytest.raises(ModelError, match="does not have the batch (msg)?batch_7 any more, or not for this key"):
         model(server, tmp_path).run(prompts(3))
     state.write_text(whole)

@@ -602,3 +602,10 @@ def test_a_prompt_with_half_a_surrogate_fails_alone_and_is_not_sent(prompt: Any,
         assert isinstance(answers[0].error, BadRequest)
         assert answers[1].text == "echo: nul \0 and \x1b are text"
         assert len(server.requests) == 1
+
+
+def test_a_server_without_a_list_of_models_has_an_unknown_window() -> None:
+    with FlakyServer() as server:
+        server.models = None
+        with pytest.raises(NotImplementedError, match="does not define the length of its context window"):
+            OpenAI("m", api_key="k", base_url=server.url).get_max_context_length(10)

@@ -447,6 +447,31 @@ class StopsAfter(TrainerCallback):
         control.should_training_stop = self.seen >= self.steps
 
 
+SEEN: list[int] = []
+
+
+class SeesSteps(StopsAfter):
+    """Counts outside of itself too."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        super().on_step_end(args, state, control)
+        SEEN.append(state.global_step)
+
+
+def test_what_callbacks_count_is_no_change_of_the_script(tmp_path, tiny_encoder, data):
+    def run():
+        SEEN.clear()
+        shared = SeesSteps(1)
+        with DataDreamer(tmp_path, verbose=False):
+            for name, epochs in (("a", 1), ("b", 2)):
+                options = {**data(), **QUICK, "epochs": epochs}
+                TrainHFClassifier(name, str(tiny_encoder)).train(**options, callbacks=[shared])
+        return len(SEEN)
+
+    assert run() == 2
+    assert run() == 0
+
+
 def test_callbacks_take_part_and_decide_the_result(tmp_path, tiny_encoder, data):
     def trained(steps: int) -> TrainHFClassifier:
         with DataDreamer(tmp_path / "out", verbose=False):

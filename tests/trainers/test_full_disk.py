@@ -146,11 +146,28 @@ def test_a_damaged_checkpoint_is_not_resumed(tmp_path, name, damage):
     assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-8"
     file = tmp_path / "checkpoint-8" / name
     content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 16 if name != "trainer_state.json" else 0
+    content[content.index(b'"global_step": 8') + 15 if name == "trainer_state.json" else len(content) // 2] ^= 1
     changed = DAMAGE[damage](bytes(content)) if damage in DAMAGE else bytes(content)
     file.write_bytes(changed)
-    kept = name == "trainer_state.json" and damage == "one bit"
-    assert newest_checkpoint(tmp_path) == tmp_path / ("checkpoint-8" if kept else "checkpoint-4")
+    assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-4"
+
+
+def test_a_checkpoint_is_whole_after_its_folder_was_moved(tmp_path):
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+
+    from datadreamer_like.trainers.training.checkpoints import Seal
+
+    folder = tmp_path / "then" / "checkpoint-4"
+    folder.mkdir(parents=True)
+    state = TrainerState(global_step=4, epoch=1.0, best_model_checkpoint=str(folder))
+    state.save_to_json(str(folder / "trainer_state.json"))
+    Seal().on_save(TrainingArguments(str(folder.parent)), state, TrainerControl())
+    moved = folder.parent.rename(tmp_path / "now")
+    for _ in range(2):
+        assert newest_checkpoint(moved) == moved / "checkpoint-4"
+    file = moved / "checkpoint-4" / "trainer_state.json"
+    file.write_text(file.read_text().replace('"epoch": 1.0', '"epoch": 9.0'))
+    assert newest_checkpoint(moved) is None
 
 
 def test_without_the_best_checkpoint_no_later_one_is_resumed(tmp_path):

@@ -132,11 +132,14 @@ def test_c_rises_until_the_validation_loss_does_and_the_best_is_kept(data, tmp_p
     assert best.metrics["C"] == 0.01  # 60 features of noise fit 60 rows
 
 
-def test_finished_fits_are_read_and_a_damaged_one_is_made_again(data, tmp_path: Path):
+@pytest.mark.parametrize("damage", ["cut", "one bit of a weight", "one bit of a metric"])
+def test_finished_fits_are_read_and_a_damaged_one_is_made_again(data, tmp_path: Path, damage: str):
     features, labels, _ = data
     train = rows(features, labels)
     best, history = fit_logistic(train, train, Supervised(), CLASSES, [1, 10], NoMeasure, tmp_path)
-    (tmp_path / "C-10.safetensors").write_bytes(b"damaged")
+    content = bytearray((tmp_path / "C-10.safetensors").read_bytes())
+    content[-6 if "weight" in damage else content.index(b'C\\": 10') + 6] ^= 1
+    (tmp_path / "C-10.safetensors").write_bytes(content[:40] if damage == "cut" else content)
     before = (tmp_path / "C-1.safetensors").stat().st_mtime_ns
     again, same = fit_logistic(train, train, Supervised(), CLASSES, [1, 10], NoMeasure, tmp_path)
     assert (tmp_path / "C-1.safetensors").stat().st_mtime_ns == before

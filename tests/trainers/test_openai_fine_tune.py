@@ -21,6 +21,7 @@ from datadreamer_like.errors import (
     DefinitionError,
     ModelError,
     NotTrained,
+    StorageError,
     Unavailable,
 )
 from datadreamer_like.models import OpenAI
@@ -334,6 +335,23 @@ def test_a_job_that_the_server_has_no_longer_is_not_paid_for_again_without_a_wor
     with DataDreamer(tmp_path / "output", verbose=False), pytest.raises(ModelError, match="does not have the fine-tun"):
         trainer(server).train(**columns())
     assert server.count(JOBS) == 1
+
+
+@pytest.mark.parametrize("damage", [lambda text: text[:40], lambda text: text.replace("ftjob", "ftjoc"), lambda _: ""])
+def test_a_damaged_note_of_a_job_is_named_and_no_other_job_is_paid_for(tmp_path, server, damage):
+    server.states = [{"status": "running"}]
+    server.fault = lambda request, done: (400, "stop") if request.endswith("/events") else None
+    with DataDreamer(tmp_path, verbose=False), pytest.raises(ModelError):
+        trainer(server).train(**columns())
+    server.fault = lambda request, done: None
+    (note,) = tmp_path.glob(".work/*/job.json")
+    whole = note.read_text()
+    note.write_text(damage(whole))
+    assert note.read_text() != whole
+    with DataDreamer(tmp_path, verbose=False), pytest.raises(StorageError, match=r'"It": .*job.json is damaged .*job'):
+        trainer(server).train(**columns())
+    assert server.count(JOBS) == 1
+    assert server.count("POST /files") == 2
 
 
 BAD: dict[str, tuple[dict[str, Any], dict[str, Any], type[Exception], str]] = {

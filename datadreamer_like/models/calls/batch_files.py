@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 
 from datadreamer_like.errors import NewerFormat, StorageError
 from datadreamer_like.storage.folders import explained, flush, write_file
+from datadreamer_like.storage.seals import checksum, read_sealed, sealed
 
 BATCH_FORMAT = 1
 
@@ -41,7 +42,7 @@ class Batch:
     Attributes:
         label: Its name here, which is in the name of the uploaded file and in the custom ids of its lines.
         rows: The prompts by the keys of their answers.
-        state: What is written: "begun" and "ids" as in `sent_once`.
+        state: What is written: "begun" and "ids" as in `sent_once`, and "sums", the checksums of the other files.
         waiting: Keys of rows that need more replies than this batch has; its results are kept until they have them.
     """
 
@@ -88,7 +89,7 @@ class Batch:
         rows = [[row.key.hex(), row.lines, row.worst] for row in self.rows.values()]
         state = {"format": BATCH_FORMAT, "label": self.label, **self.state, "rows": rows}
         with explained("The batch", self.folder):
-            write_file(self.state_file, json.dumps(state))
+            write_file(self.state_file, sealed(state))
 
     def place_of(self, custom_id: object) -> tuple[bytes, int] | None:
         """Returns the key and the index in a custom id; None if no line of this batch has it."""
@@ -99,18 +100,41 @@ class Batch:
                 return key, index
         return None
 
+    def has_results(self) -> bool:
+        """Returns whether the results are here and not damaged."""
+        return self._is_whole(self.results_file)
+
     def keep_results(self, download: Callable[[BinaryIO], None]) -> None:
         """Saves the results, unless they are here."""
-        if not self.results_file.exists():
+        if not self.has_results():
             with explained("The results of the batch", self.folder), _complete(self.results_file) as file:
                 download(file)
+            self._seal(self.results_file)
+
+    def check_lines(self) -> None:
+        """Raises `StorageError` if the lines that are to be submitted are damaged."""
+        if not self._is_whole(self.lines_file):
+            raise StorageError(
+                f"{self.lines_file} is damaged, so it is not submitted. Part of its batch may be at the provider: look "
+                f"for a file or batch named {self.label} there; then remove {self.state_file}, and its prompts are "
+                "sent again."
+            )
+
+    def _is_whole(self, file: Path) -> bool:
+        return file.exists() and self.state["sums"].get(file.name) == checksum(file)
+
+    def _seal(self, file: Path) -> None:
+        self.state["sums"][file.name] = checksum(file)
+        self.save()
 
     def results(self) -> Iterator[Any]:
         """Yields the lines of the results, parsed; those that are not JSON are left out."""
         yield from parsed_lines(self.results_file)
 
     def first_line(self) -> dict[str, Any]:
-        """Returns the first of its lines."""
+        """Returns the first of its lines; nothing if they are damaged."""
+        if not self._is_whole(self.lines_file):
+            return {}
         with self.lines_file.open("rb") as file:
             found: dict[str, Any] = json.loads(file.readline())
         return found
@@ -153,14 +177,14 @@ def make_batch(folder: Path, label: str, lines: Iterable[tuple[Row, list[bytes]]
         folder.mkdir(parents=True, exist_ok=True)
     lock = _locked(folder, label)
     assert lock is not None
-    batch = Batch(folder, label, {}, {"begun": [], "ids": {}}, lock)
+    batch = Batch(folder, label, {}, {"begun": [], "ids": {}, "sums": {}}, lock)
     try:
         with explained("The batch", folder), _complete(batch.lines_file) as file:
             for row, of_row in lines:
                 batch.rows[row.key] = row
                 file.writelines(of_row)
         if batch.rows:
-            batch.save()
+            batch._seal(batch.lines_file)
             return batch
     except BaseException:
         batch.remove()
@@ -205,7 +229,7 @@ def take_batch(folder: Path, label: str) -> Batch | None:
         lock.release()
         return None
     rows = [Row(bytes.fromhex(key), lines, worst) for key, lines, worst in state["rows"]]
-    kept = {"begun": state["begun"], "ids": state["ids"]}
+    kept = {name: state[name] for name in ("begun", "ids", "sums")}
     return Batch(folder, label, {row.key: row for row in rows}, kept, lock)
 
 
@@ -225,19 +249,15 @@ def _state_file(folder: Path, label: str) -> Path:
 
 def _read(file: Path) -> dict[str, Any] | None:
     try:
-        state: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        if state["format"] > BATCH_FORMAT:
-            raise NewerFormat(f"{file} was written by a newer version of this package. Upgrade the package.")
-        rows, begun, ids = state["rows"], state["begun"], state["ids"]
-        if not (isinstance(rows, list) and isinstance(begun, list) and isinstance(ids, dict)):
-            raise TypeError("it has values of other types")
+        state = read_sealed(file)
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError) as error:
+    except StorageError as error:
         raise StorageError(
             f"{file} is damaged. It has the id of a batch that may have been paid for, so nothing is sent. Look the "
             "batch up at the provider; then remove this file, and its prompts are sent again."
         ) from error
+    NewerFormat.check(file, state.get("format"), BATCH_FORMAT)
     return state
 
 

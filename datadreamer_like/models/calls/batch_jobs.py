@@ -231,6 +231,7 @@ class BatchJobs(Engine[Request, Answer]):
 
         if batch.id is not None:
             return
+        batch.check_lines()
         current_usage().note = f"submitting a batch of {len(batch.rows):,} prompts"
         try:
             self._api.submit(batch.lines_file, batch.label, batch.lines, once)
@@ -254,7 +255,7 @@ class BatchJobs(Engine[Request, Answer]):
         if batch not in self._batches or batch.id is None:
             return
         state = BatchState("fetched", ended=True)
-        if not batch.results_file.exists():
+        if not batch.has_results():
             failure: Exception | None = None
             try:
                 state = self._api.poll(batch.id)

@@ -149,7 +149,7 @@ class BatchRows:
         Raises:
             ModelError: The batch was cancelled, or all rows would meet the error of one.
         """
-        sent = batch.first_line()[self._api.body_name]
+        sent = batch.first_line().get(self._api.body_name, {})
         ends: list[Exception] = []
         lost = self.missing_lines(batch, batch.results_file)
         if lost and not cancelled:

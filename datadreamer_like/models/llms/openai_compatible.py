@@ -17,6 +17,7 @@ from datadreamer_like.errors import (
     MalformedAnswer,
     ModelError,
     PromptTooLong,
+    UnknownModel,
     require_extra,
 )
 from datadreamer_like.graph.session import not_in_plan
@@ -207,8 +208,7 @@ class OpenAICompatible(APIModel):
     def get_max_context_length(self, max_new_tokens: int | None) -> int:
         """Returns the maximum number of prompt tokens that leaves room for `max_new_tokens`.
 
-        The context window is `max_context_length` if given, else the provider's smallest, else the one in the server's
-        list of models (vLLM, llama.cpp and most hosted servers report it).
+        The window is `max_context_length` if given, else the provider's smallest, else the one in the list of models.
         """
         length = self.max_context_length or self._known_context_length
         return super().get_max_context_length(max_new_tokens) if length is None else length - (max_new_tokens or 0)
@@ -220,10 +220,8 @@ class OpenAICompatible(APIModel):
         not_in_plan("the length of the context from the server")
         # In a thread, since there may be a running loop here, and the SDK's other client has no limit for the whole.
         models: list[Any] = Task(lambda: asyncio.run(self._listed_models()), "datadreamer_like-models").result()
-        named = [model for model in models if model.id == self.model_name]
-        for model in named or (models if len(models) == 1 else []):
-            facts: dict[str, Any] = model.to_dict()
-            facts.update(facts.get("meta") or {})
+        for model in [each for each in models if each.id == self.model_name] or (models if len(models) == 1 else []):
+            facts = {**model.to_dict(), **(model.to_dict().get("meta") or {})}
             for name in ("max_model_len", "n_ctx", "context_length", "context_window", "max_context_length"):
                 if isinstance(facts.get(name), int):
                     return int(facts[name])
@@ -235,7 +233,9 @@ class OpenAICompatible(APIModel):
                 return [model async for model in client.models.list()]
         except Exception as error:
             failure = self.error_of(error)
-        raise failure
+        if not isinstance(failure, UnknownModel):
+            raise failure
+        return []  # the server has no such list
 
     async def send(self, client: Any, parameters: dict[str, Any]) -> tuple[Any, Mapping[str, str]]:
         """Sends one request; an answer without choices is malformed."""

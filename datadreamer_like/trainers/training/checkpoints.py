@@ -11,7 +11,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainingArguments
 
 from datadreamer_like.storage.folders import write_file
-from datadreamer_like.storage.seals import SEAL_NAME, checksums, damaged_file
+from datadreamer_like.storage.seals import SEAL_NAME, checksum, checksums, damaged_file
 
 logger = logging.getLogger("datadreamer_like")
 
@@ -27,8 +27,7 @@ class Seal(TrainerCallback):
         """Writes the checksums of the checkpoint that was just written."""
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         if state.is_world_process_zero and folder.is_dir():
-            sums = checksums(folder, but=(_STATE_NAME, _SUMS_NAME, SEAL_NAME))
-            write_file(folder / _SUMS_NAME, json.dumps(sums))
+            write_file(folder / _SUMS_NAME, json.dumps(checksums(folder, but=(_SUMS_NAME, SEAL_NAME))))
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -58,6 +57,12 @@ def newest_checkpoint(folder: Path) -> Path | None:
             continue
         if moved != best:  # the session's folder was moved in between
             state["best_model_checkpoint"] = moved
+            sums = newest / _SUMS_NAME
+            known = json.loads(sums.read_text(encoding="utf-8")) if sums.exists() else None
+            sums.unlink(missing_ok=True)  # a kill leaves a checkpoint without checksums rather than with wrong ones
             write_file(newest / _STATE_NAME, json.dumps(state))
+            if known is not None:
+                known[_STATE_NAME] = checksum(newest / _STATE_NAME)
+                write_file(sums, json.dumps(known))
         return newest
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import warnings
 from abc import abstractmethod
 from collections.abc import Collection, Mapping
@@ -24,6 +25,7 @@ from datadreamer_like.evaluation.tasks.task import Task, check_attentions
 from datadreamer_like.graph import current_usage
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.identity import class_part
+from datadreamer_like.graph.own_changes import watching
 from datadreamer_like.graph.results import Kept
 from datadreamer_like.models.exports.report import graph_misfit
 from datadreamer_like.models.llms.chat_template import AUTO
@@ -123,10 +125,10 @@ class HFTrainer(Trainer):
             # transformers cannot quantize a GGUF file while it reads it.
             options = {name: value for name, value in options.items() if name not in self._origin.options}
             quantization, source = options.pop("quantization_config"), self.scratch / "unpacked"
-            if not (source / "config.json").is_file():
-                unpacked = load(self.source, **options, **self._origin.options)
-                forget_gguf(unpacked)
-                unpacked.save_pretrained(str(source))
+            shutil.rmtree(source, ignore_errors=True)  # of a killed run
+            unpacked = load(self.source, **options, **self._origin.options)
+            forget_gguf(unpacked)
+            unpacked.save_pretrained(str(source))
             options["quantization_config"] = quantization
         return cast("PreTrainedModel", load(source, **options))
 
@@ -182,22 +184,23 @@ class HFTrainer(Trainer):
         training = Training.from_options(options, f'"{self.name}".train', self.arguments, self.decided, type(self))
         checked = check_columns(columns, optional)
         check_devices(self.name, self.devices, training, self.dtype, self.quantization_config is not None)
-        parts = {
-            **class_part(type(self)),
-            "model": fingerprint(self.start or self._origin.identity, "model_name"),
-            "objective": fingerprint(objective, "objective"),
-        }
-        given = {**checked["train"], **checked["validation"]}
-        parts |= {f"input {name}": fingerprint(column, name) for name, column in given.items()}
-        for name, value in {
-            **training.values(),
-            "dtype": str(self.dtype),
-            "peft_config": None if self.peft_config is None else self.peft_config.to_dict(),
-            "quantization_config": None if self.quantization_config is None else self.quantization_config.to_dict(),
-            **{key: value for key, value in self.further.items() if key not in HOW_FETCHED},
-            **own,
-        }.items():
-            parts[f"argument {name}"] = fingerprint(value, name)
+        with watching() as self.argument_variables:
+            parts = {
+                **class_part(type(self)),
+                "model": fingerprint(self.start or self._origin.identity, "model_name"),
+                "objective": fingerprint(objective, "objective"),
+            }
+            given = {**checked["train"], **checked["validation"]}
+            parts |= {f"input {name}": fingerprint(column, name) for name, column in given.items()}
+            for name, value in {
+                **training.values(),
+                "dtype": str(self.dtype),
+                "peft_config": None if self.peft_config is None else self.peft_config.to_dict(),
+                "quantization_config": None if self.quantization_config is None else self.quantization_config.to_dict(),
+                **{key: value for key, value in self.further.items() if key not in HOW_FETCHED},
+                **own,
+            }.items():
+                parts[f"argument {name}"] = fingerprint(value, name)
         teacher = None if objective is None else objective.teacher
         nodes = map(node_of, (self.start, teacher, *getattr(teacher, "teachers", ()), *own.values()))
         parents = [*(column.step for column in given.values()), *(node for node in nodes if node is not None)]

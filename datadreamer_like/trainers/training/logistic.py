@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +52,8 @@ class Head:
         """Writes the head atomically."""
         draft = path.with_suffix(f".{os.getpid()}")
         weights = {"weight": np.ascontiguousarray(self.weight), "bias": self.bias}
-        save_file(weights, draft, {"metrics": json.dumps(self.metrics)})
+        metrics = json.dumps(self.metrics)
+        save_file(weights, draft, {"metrics": metrics, "checksum": _checksum(self.weight, self.bias, metrics)})
         os.replace(draft, path)
 
     @classmethod
@@ -59,10 +61,16 @@ class Head:
         """Reads a head; None if there is none, or it is damaged."""
         try:
             with safe_open(path, "np") as file:
-                metrics = json.loads(file.metadata()["metrics"])
-                return cls(file.get_tensor("weight"), file.get_tensor("bias"), metrics)
+                weight, bias, said = file.get_tensor("weight"), file.get_tensor("bias"), file.metadata()
+                whole = said["checksum"] == _checksum(weight, bias, said["metrics"])
+                return cls(weight, bias, json.loads(said["metrics"])) if whole else None
         except Exception:  # the library's errors have no class of their own
             return None
+
+
+def _checksum(weight: Array, bias: Array, metrics: str) -> str:
+    of_metrics = zlib.crc32(f"{weight.shape} {metrics}".encode())
+    return f"{zlib.crc32(bias.tobytes(), zlib.crc32(weight.tobytes(), of_metrics)):08x}"
 
 
 def check_needs_logits_only(objective: Objective, who: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 import uuid
@@ -10,12 +9,13 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from datadreamer_like.errors import MalformedAnswer, ModelError, UnknownModel
+from datadreamer_like.errors import MalformedAnswer, ModelError, NewerFormat, StorageError, UnknownModel
 from datadreamer_like.graph import current_usage
 from datadreamer_like.models import OpenAI
 from datadreamer_like.models.calls.sent_once import sent_once
 from datadreamer_like.models.llms.endpoint import shown_address
 from datadreamer_like.storage.folders import write_file
+from datadreamer_like.storage.seals import read_sealed, sealed
 
 logger = logging.getLogger("datadreamer_like")
 
@@ -46,7 +46,7 @@ class FineTuningJob:
         self._path = folder / STATE_NAME
         self._has_events = True
         if self._path.is_file():
-            self._state: dict[str, Any] = json.loads(self._path.read_text(encoding="utf-8"))
+            self._state: dict[str, Any] = self._read()
         else:
             # The random part distinguishes this job from an earlier one for the same model and rows.
             label = f"{label}-{uuid.uuid4().hex[:8]}"
@@ -202,8 +202,20 @@ class FineTuningJob:
     def _once(self, what: str, find: Callable[[], Any], send: Callable[[], Any]) -> str:
         return sent_once(self._state, what, find, send, self.llm.retry_wrapper, self._write)
 
+    def _read(self) -> dict[str, Any]:
+        try:
+            state = read_sealed(self._path)
+        except StorageError as error:
+            raise StorageError(
+                f'"{self.name}": {error}. It has the id of a fine-tuning job that may have been paid for, so nothing '
+                f"is sent. Look for the job at {shown_address(self.llm.base_url)}, cancel it if it is not done, delete "
+                f"{self.folder}, and run again: another job is created."
+            ) from error
+        NewerFormat.check(self._path, state.get("format"), STATE_FORMAT)
+        return state
+
     def _write(self) -> None:
-        write_file(self._path, json.dumps(self._state))
+        write_file(self._path, sealed(self._state))
 
 
 _LOSSES = {"loss": "training loss", "eval_loss": "validation loss"}
