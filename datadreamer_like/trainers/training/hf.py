@@ -289,13 +289,8 @@ class HFTrainer(Trainer):
         source = hf_source(self.model_name if self.start is None else self.start.path, self.revision)
         if source.is_graph:
             raise graph_misfit(f'"{self.name}": model_name', self.start or source.name)
-        refuse_unknown_options(type(self), self.further, source, self._fetched)
+        refuse_unknown_options(type(self), self.further, source, source.fetching(self.trust_remote_code, self.further))
         return source
-
-    @property
-    def _fetched(self) -> dict[str, Any]:
-        named = {name: value for name, value in self.further.items() if name in HOW_FETCHED}
-        return {"revision": self.revision or "main", "trust_remote_code": self.trust_remote_code, **named}
 
     @property
     def source(self) -> str:
@@ -304,7 +299,8 @@ class HFTrainer(Trainer):
 
     def hub_options(self) -> dict[str, Any]:
         """Returns the arguments of `from_pretrained` for fetching the model."""
-        return self._fetched | self._origin.options
+        options = self._origin.fetching(self.trust_remote_code, self.further)
+        return {"revision": self.revision or "main", **options}
 
     def load_options(self) -> dict[str, Any]:
         """Returns the arguments of `from_pretrained`."""
