@@ -45,7 +45,6 @@ import math
 import re
 from collections.abc import Iterable
 from numbers import Integral, Real
-from typing import Self
 
 # Vowels, and letters whose names begin with one where a name begins with several capitals.
 _AN = re.compile(r"(?!Uni|[Uu]se)[AEIOUaeiou]|[FHLMNRSX](?=[A-Z0-9])")
@@ -96,16 +95,7 @@ class StepOutputError(DataDreamerError, ValueError):
 
 
 class StepOutputTypeError(StepOutputError, TypeError):
-    """A column holds values of incompatible types; `fix`, the end of the message, says what to do."""
-
-    fix = ""
-
-    @classmethod
-    def of(cls, fact: str, fix: str) -> Self:
-        """Returns the error whose message is a fact and what to do about it."""
-        error = cls(f"{fact} {fix}")
-        error.fix = fix
-        return error
+    """A column holds values of incompatible types."""
 
 
 class NoOutput(SessionError, StepOutputError):

@@ -240,8 +240,9 @@ def _converted(values: list[Any], name: str, what: str) -> pa.Array:
                 f"({error.object[error.start]!r}), which is not valid Unicode. Fix it: "
                 'text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").'
             ) from error
-        fact = f'{what}: column "{name}" holds values that do not fit one type ({error}).'
-        raise StepOutputTypeError.of(fact, f"A column has one type: {CONVERT}") from error
+        raise StepOutputTypeError(
+            f'{what}: column "{name}" holds values that do not fit one type ({error}). {CONVERT}'
+        ) from error
     except OverflowError as error:
         raise StepOutputTypeError(
             f'{what}: column "{name}" holds an integer beyond 64 bits. Store it as text or as a float.'
