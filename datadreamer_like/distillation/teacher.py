@@ -134,14 +134,15 @@ def scaled_logits(teacher: Teacher | TextTeacher, logits: Tensor) -> Tensor:
 
 
 def tokens_teacher(teacher: Teacher | TextTeacher, needed: str) -> Teacher:
-    """Returns a teacher that must read the student's tokens; `MethodMisfit` for one that gives classes of texts only.
+    """Returns a teacher that must read the student's tokens; `MethodMisfit` if it gives classes of texts only.
 
-    `needed` is what the objective needs of it, for the message.
+    It must be a transformers model. `needed` is what the objective needs of it, for the message.
     """
-    if text_teacher(teacher) is not None or getattr(cast("Teacher", teacher).model, "only_logits", False):
+    model = None if text_teacher(teacher) is not None else cast("Teacher", teacher).model
+    if getattr(model, "only_logits", not hasattr(model, "config")):
         raise MethodMisfit(
-            f"The objective needs {needed} of its teacher, and {teacher!r} only gives probabilities of classes. Choose "
-            "a transformers model as teacher, or an objective on logits: SoftTargets(teacher)."
+            f"The objective needs {needed} of its teacher, which {teacher!r} does not give. Choose a transformers "
+            "model as teacher, or an objective on logits of classes: SoftTargets(teacher)."
         )
     return cast("Teacher", teacher)
 
