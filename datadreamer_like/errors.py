@@ -278,6 +278,16 @@ def check_number(
         raise DefinitionError(f"{what} is {value}; it must be {limits}.")
 
 
+def check_flag(value: object, what: str) -> None:
+    """Checks an argument, called `what` in messages, that is on or off; "no" would be taken for True.
+
+    Raises:
+        ArgumentTypeError: It is neither True nor False.
+    """
+    if not isinstance(value, bool):
+        raise ArgumentTypeError(f"{what} must be True or False, not {value!r:.100}.")
+
+
 def check_sequence(value: object, what: str, of: str) -> None:
     """Checks an argument, called `what` in messages, that must be a list or tuple `of` something.
 

@@ -17,7 +17,7 @@ from transformers import PretrainedConfig, PreTrainedModel, TrainingArguments
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from datadreamer_like.distillation import Objective, Supervised
-from datadreamer_like.errors import DefinitionError, require_extra
+from datadreamer_like.errors import DefinitionError, check_flag, require_extra
 from datadreamer_like.evaluation.columns import Columns, check_columns
 from datadreamer_like.evaluation.tasks.examples import Examples, Paired
 from datadreamer_like.evaluation.tasks.task import Task, check_attentions
@@ -27,7 +27,6 @@ from datadreamer_like.graph.identity import class_part
 from datadreamer_like.graph.results import Kept
 from datadreamer_like.models.exports.report import graph_misfit
 from datadreamer_like.models.llms.chat_template import AUTO
-from datadreamer_like.models.llms.client_checks import checked_flag
 from datadreamer_like.models.quiet import quiet
 from datadreamer_like.models.trained.hf_source import (
     ADAPTER_FOLDER,
@@ -80,7 +79,9 @@ class HFTrainer(Trainer):
         self.dtype = a_dtype(given.pop("dtype", None))
         self.quantization_config = given.pop("quantization_config", None)
         self.peft_config = given.pop("peft_config", None)
-        if checked_flag(f"{type(self).__name__}: qlora", given.pop("qlora", False)):
+        qlora = given.pop("qlora", False)
+        check_flag(qlora, f"{type(self).__name__}: qlora")
+        if qlora:
             require_extra("qlora", "bitsandbytes", "peft", what=f"{type(self).__name__} with qlora=True")
             quantized, adapter = adapters.qlora_configs(self.dtype)
             self.quantization_config = self.quantization_config or quantized
