@@ -18,6 +18,9 @@ from datadreamer_like.formats import layouts
 
 from .tokens import NO_LIMIT, batch_of, flat_batch_of, max_tokens, parts_in_cache
 
+Named = Callable[[int], str]
+"""Returns what a message calls a row of a batch, by its index in the batch."""
+
 
 class Teacher(Protocol):
     """A transformers model and its tokenizer: a trainer, a stage, a `TrainedModel`, a `TeacherModel`."""
@@ -200,7 +203,7 @@ def teacher_logits_for_texts(
     return found
 
 
-def check_logits(logits: Tensor, mask: Tensor | None = None, named: Callable[[int], str] | None = None) -> None:
+def check_logits(logits: Tensor, mask: Tensor | None = None, named: Named | None = None) -> None:
     """Raises `DataError` if a teacher's logits [rows, ..., classes] have a NaN or +∞, or if all of a position are -∞.
 
     One -∞ is a probability of 0. Only the positions that `mask` [rows, ...] keeps count. `named` returns what the
@@ -220,7 +223,7 @@ def check_logits(logits: Tensor, mask: Tensor | None = None, named: Callable[[in
         )
 
 
-def named_text(texts: Sequence[str]) -> Callable[[int], str]:
+def named_text(texts: Sequence[str]) -> Named:
     """Returns what a message calls one of the texts, by its index."""
     return lambda index: f"the text {texts[index][:60]!r}"
 
