@@ -154,7 +154,12 @@ class TaskModel(Model, Generic[V]):
         def compute_rows(texts: Sequence[Any]) -> list[Computed]:
             rows = [self.checked(text, truncate, asks) for text in texts]
             good = [index for index, row in enumerate(rows) if row.error is None]
-            values = self.compute([texts[index] for index in good], **asks) if good else ()
+            values = list(self.compute([texts[index] for index in good], **asks)) if good else []
+            if len(values) != len(good):
+                raise DefinitionError(
+                    f"compute of {type(self).__name__} returned {len(values)} values for {len(good)} texts; expected "
+                    "one per text."
+                )
             for index, value in zip(good, values, strict=True):
                 self.fill(rows[index], value)
             return rows
