@@ -45,7 +45,6 @@ import math
 import re
 from collections.abc import Iterable
 from numbers import Integral, Real
-from typing import Self
 
 # Vowels, and letters whose names begin with one where a name begins with several capitals.
 _AN = re.compile(r"(?!Uni|[Uu]se)[AEIOUaeiou]|[FHLMNRSX](?=[A-Z0-9])")
@@ -96,16 +95,7 @@ class StepOutputError(DataDreamerError, ValueError):
 
 
 class StepOutputTypeError(StepOutputError, TypeError):
-    """A column holds values of incompatible types; `fix`, the end of the message, says what to do."""
-
-    fix = ""
-
-    @classmethod
-    def of(cls, fact: str, fix: str) -> Self:
-        """Returns the error whose message is a fact and what to do about it."""
-        error = cls(f"{fact} {fix}")
-        error.fix = fix
-        return error
+    """A column holds values of incompatible types."""
 
 
 class NoOutput(SessionError, StepOutputError):
@@ -286,6 +276,16 @@ def check_number(
             f" and at most {most}" if most < math.inf else ""
         )
         raise DefinitionError(f"{what} is {value}; it must be {limits}.")
+
+
+def check_flag(value: object, what: str) -> None:
+    """Checks an argument, called `what` in messages, that is on or off; "no" would be taken for True.
+
+    Raises:
+        ArgumentTypeError: It is neither True nor False.
+    """
+    if not isinstance(value, bool):
+        raise ArgumentTypeError(f"{what} must be True or False, not {value!r:.100}.")
 
 
 def check_sequence(value: object, what: str, of: str) -> None:

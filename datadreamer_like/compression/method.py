@@ -219,12 +219,6 @@ def check_patterns(exclude: object) -> None:
         raise ArgumentTypeError(f"exclude must be a tuple of patterns of names, not {exclude!r:.100}.")
 
 
-def check_switch(name: str, value: object) -> None:
-    """Raises `ArgumentTypeError` if an option that is on or off is neither True nor False."""
-    if not isinstance(value, bool):
-        raise ArgumentTypeError(f"{name} must be True or False, not {value!r:.100}.")
-
-
 def check_share(name: str, value: float) -> None:
     """Raises `DefinitionError` if a share is outside [0, 1), and `ArgumentTypeError` if it is not a number."""
     if not isinstance(value, int | float):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, get_args
 
@@ -19,13 +19,11 @@ from datadreamer_like.errors import ArgumentTypeError, DefinitionError, check_nu
 from datadreamer_like.kernels.divergences import check_temperature
 
 from .sparse_losses import Rule, SparseTargets, Tail
-from .teacher import check_logits
+from .teacher import Named, check_logits
 
 Array = np.ndarray[Any, Any]
 Columns = dict[str, Array]
 """Signals of a row: flat arrays by name."""
-Named = Callable[[int], str]
-"""Returns what a message calls a row of a batch, by its index in the batch."""
 
 _HALF = float(np.finfo(np.float16).max)
 _UINT16_IDS = 1 << 16

@@ -18,6 +18,9 @@ from datadreamer_like.formats import layouts
 
 from .tokens import NO_LIMIT, batch_of, flat_batch_of, max_tokens, parts_in_cache
 
+Named = Callable[[int], str]
+"""Returns what a message calls a row of a batch, by its index in the batch."""
+
 
 class Teacher(Protocol):
     """A transformers model and its tokenizer: a trainer, a stage, a `TrainedModel`, a `TeacherModel`."""
@@ -134,14 +137,15 @@ def scaled_logits(teacher: Teacher | TextTeacher, logits: Tensor) -> Tensor:
 
 
 def tokens_teacher(teacher: Teacher | TextTeacher, needed: str) -> Teacher:
-    """Returns a teacher that must read the student's tokens; `MethodMisfit` for one that gives classes of texts only.
+    """Returns a teacher that must read the student's tokens; `MethodMisfit` if it gives classes of texts only.
 
-    `needed` is what the objective needs of it, for the message.
+    It must be a transformers model. `needed` is what the objective needs of it, for the message.
     """
-    if text_teacher(teacher) is not None or getattr(cast("Teacher", teacher).model, "only_logits", False):
+    model = None if text_teacher(teacher) is not None else cast("Teacher", teacher).model
+    if getattr(model, "only_logits", not hasattr(model, "config")):
         raise MethodMisfit(
-            f"The objective needs {needed} of its teacher, and {teacher!r} only gives probabilities of classes. Choose "
-            "a transformers model as teacher, or an objective on logits: SoftTargets(teacher)."
+            f"The objective needs {needed} of its teacher, which {teacher!r} does not give. Choose a transformers "
+            "model as teacher, or an objective on logits of classes: SoftTargets(teacher)."
         )
     return cast("Teacher", teacher)
 
@@ -199,7 +203,7 @@ def teacher_logits_for_texts(
     return found
 
 
-def check_logits(logits: Tensor, mask: Tensor | None = None, named: Callable[[int], str] | None = None) -> None:
+def check_logits(logits: Tensor, mask: Tensor | None = None, named: Named | None = None) -> None:
     """Raises `DataError` if a teacher's logits [rows, ..., classes] have a NaN or +∞, or if all of a position are -∞.
 
     One -∞ is a probability of 0. Only the positions that `mask` [rows, ...] keeps count. `named` returns what the
@@ -219,7 +223,7 @@ def check_logits(logits: Tensor, mask: Tensor | None = None, named: Callable[[in
         )
 
 
-def named_text(texts: Sequence[str]) -> Callable[[int], str]:
+def named_text(texts: Sequence[str]) -> Named:
     """Returns what a message calls one of the texts, by its index."""
     return lambda index: f"the text {texts[index][:60]!r}"
 

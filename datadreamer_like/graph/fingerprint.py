@@ -120,7 +120,7 @@ class _Walk:
     def of_kind(self, value: Any) -> bytes:
         own = getattr(type(value), "__fingerprint__", None)
         if own is not None:
-            return hash_parts("own", self.digest(own(value), "__fingerprint__()"))
+            return hash_parts("own", self.digest(own(value), ".__fingerprint__()"))
         kind: Any = type(value)
         if isinstance(value, ContextVar):
             return hash_parts("context variable", value.name.encode(), self.of_context(value))

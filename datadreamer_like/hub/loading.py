@@ -66,7 +66,8 @@ def load_adapter(given: str, base: str, task: str, options: Mapping[str, object]
     """
     if task == "sentence-similarity":
         fetched = {name: options[name] for name in ("revision", "trust_remote_code") if name in options}
-        further = _named(fetched | {"model_kwargs": {k: v for k, v in options.items() if k not in fetched}})
+        inner = {name: value for name, value in options.items() if name not in fetched}
+        further = _named(fetched | ({"model_kwargs": inner} if inner else {}))
         return (
             "from sentence_transformers import SentenceTransformer\n\n"
             f"model = SentenceTransformer({base}{further})\nmodel.load_adapter({given})"
@@ -82,4 +83,4 @@ def load_adapter(given: str, base: str, task: str, options: Mapping[str, object]
 
 def _named(options: Mapping[str, object]) -> str:
     """Returns further arguments of a call, by name, as Python code."""
-    return "".join(f", {name}={repr_of(value)}" for name, value in options.items() if value != {})
+    return "".join(f", {name}={repr_of(value)}" for name, value in options.items())

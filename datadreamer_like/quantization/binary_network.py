@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from datadreamer_like.compression.method import check_switch
+from datadreamer_like.errors import check_flag
 from datadreamer_like.formats import Entry
 from datadreamer_like.formats.binary import BinaryLinear
 from datadreamer_like.formats.modules import stacks, weight_of
@@ -49,7 +49,7 @@ class BinaryNetwork(QuantizesWhileTraining):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_switch("scaled", self.scaled)
+        check_flag(self.scaled, "scaled")
 
     @classmethod
     def example(cls) -> Self:

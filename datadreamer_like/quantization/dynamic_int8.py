@@ -8,8 +8,8 @@ from typing import Any, get_args
 from torch import nn
 
 from datadreamer_like.compression import Batches, CompressionMethod
-from datadreamer_like.compression.method import check_patterns, check_switch, why_unquantizable
-from datadreamer_like.errors import DefinitionError
+from datadreamer_like.compression.method import check_patterns, why_unquantizable
+from datadreamer_like.errors import DefinitionError, check_flag
 from datadreamer_like.formats import add_layout
 from datadreamer_like.formats.int8 import Int8, int8_like
 from datadreamer_like.formats.modules import (
@@ -64,8 +64,8 @@ class DynamicInt8(CompressionMethod):
         if self.granularity not in get_args(Granularity):
             raise DefinitionError(f'granularity is "{self.granularity}"; choose "token" or "tensor".')
         check_patterns(self.exclude)
-        check_switch("embeddings", self.embeddings)
-        check_switch("lm_head", self.lm_head)
+        check_flag(self.embeddings, "embeddings")
+        check_flag(self.lm_head, "lm_head")
 
     def fits(self, model: nn.Module) -> str | None:
         """Any module with linear layers that are not quantized yet, its adapters merged."""

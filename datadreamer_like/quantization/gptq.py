@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from datadreamer_like.compression import Batches
 from datadreamer_like.compression.calibration import walk_blocks
 from datadreamer_like.compression.hessian import check_damping, input_hessians, inverse_factor
-from datadreamer_like.compression.method import check_switch
+from datadreamer_like.errors import check_flag
 from datadreamer_like.formats.modules import replace_modules, weight_of
 from datadreamer_like.formats.sparse import sparse_names
 from datadreamer_like.formats.uniform import UniformLinear
@@ -60,7 +60,7 @@ class GPTQ(GroupQuantization):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_damping(self.damping)
-        check_switch("act_order", self.act_order)
+        check_flag(self.act_order, "act_order")
 
     def change(self, model: nn.Module, calibration: Batches | None) -> None:
         """Quantizes the blocks in order, in place."""

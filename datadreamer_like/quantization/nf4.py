@@ -8,8 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from datadreamer_like.compression.method import check_switch
-from datadreamer_like.errors import DefinitionError
+from datadreamer_like.errors import DefinitionError, check_flag
 from datadreamer_like.formats import Entry
 from datadreamer_like.formats.modules import weight_of
 from datadreamer_like.formats.nf4 import NF4Linear
@@ -54,7 +53,7 @@ class NF4(WeightQuantization):
         if self.block_size not in _BLOCK_SIZES:
             sizes = ", ".join(map(str, _BLOCK_SIZES))
             raise DefinitionError(f"block_size is {self.block_size}; it must be one of {sizes}.")
-        check_switch("double_quant", self.double_quant)
+        check_flag(self.double_quant, "double_quant")
 
     def coded(self, name: str, module: nn.Module) -> NF4Linear:
         """Returns the layer with NF4 weights."""

@@ -152,8 +152,10 @@ class _Together:
     """
 
     def __init__(self, file: str | None) -> None:
-        self.locks = None if file is None else KeyLocks(f"{file}.locks")
-        self._file, self._opened = file or "", None if file is None else os.stat(file)
+        self.locks = self._opened = None
+        if file is not None:
+            self.locks = KeyLocks(f"{file}.locks")
+            self._file, self._opened = file, os.stat(file)
         self.runs: list[Claims] = []
         self._was_alone = self.locks is not None
         self._has_all = self.locks is None
@@ -181,15 +183,14 @@ class _Together:
 
     def _is_removed(self) -> bool:
         """Whether the file of answers is another one now; warns once."""
-        if self._opened is None or is_at(self._file, self._opened):
-            return self._opened is None
-        self._opened = None
-        text = (
-            "%s was deleted or moved while a run stores answers in it. The run goes on, but its answers will not be "
-            "found again: do not clean a folder in which a script runs."
-        )
-        logger.warning(text, self._file)
-        return True
+        if self._opened is not None and not is_at(self._file, self._opened):
+            self._opened = None
+            text = (
+                "%s was deleted or moved while a run stores answers in it. The run goes on, but its answers will not "
+                "be found again: do not clean a folder in which a script runs."
+            )
+            logger.warning(text, self._file)
+        return self._opened is None
 
     def lock(self, key: bytes) -> bool:
         """Locks a key, unless another process has it; `_claims_lock` is held."""

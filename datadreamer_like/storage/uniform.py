@@ -32,7 +32,7 @@ PLAIN = {str, int, float, bool, bytes}
 _NUMERIC = "biuf"
 
 KEEP = "a step of your own can also keep Python objects, with self.pickle(value)."
-CONVERT = f"convert the values; {KEEP}"
+CONVERT = f"A column has one type: convert the values; {KEEP}"
 """What to do about values of several types."""
 
 
@@ -80,9 +80,9 @@ class Uniform:
                     value = _converter(kind)(value)  # type: ignore[arg-type]
                 except (TypeError, ValueError, OverflowError) as error:
                     reason = "" if isinstance(error, TypeError) else f" ({error})"
-                    raise StepOutputTypeError.of(
-                        f"{self._where(path)} holds a value of type {kind.__qualname__}{reason}: {repr(value)[:100]}.",
-                        f"Convert it to a text, number, date, list or dictionary; {KEEP}",
+                    raise StepOutputTypeError(
+                        f"{self._where(path)} holds a value of type {kind.__qualname__}{reason}: {repr(value)[:100]}. "
+                        f"Convert it to a text, number, date, list or dictionary; {KEEP}"
                     ) from error
             converted.append(value)
         return converted
@@ -186,7 +186,7 @@ class Uniform:
     def mixed(self, kinds: Iterable[str | type], path: KeyPath = ()) -> StepOutputTypeError:
         """Returns the error for values of several kinds, given by name or type."""
         names = " and ".join(sorted(kind if isinstance(kind, str) else _label(kind) for kind in kinds))
-        return StepOutputTypeError.of(f"{self._where(path)} mixes {names}.", f"A column has one type: {CONVERT}")
+        return StepOutputTypeError(f"{self._where(path)} mixes {names}. {CONVERT}")
 
     def pickled_inside(self, path: KeyPath = ()) -> StepOutputTypeError:
         """Returns the error for a pickled object that is not the whole value of a column."""

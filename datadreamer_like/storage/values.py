@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from datadreamer_like.errors import MissingExtra, StepOutputTypeError
+from datadreamer_like.errors import MissingExtra, StepOutputError, StepOutputTypeError
 
 from .arrow_types import has_keys, is_list, stored_as
 from .uniform import CONVERT, PLAIN, KeyPath, Pickled, Uniform, is_image
@@ -44,6 +44,9 @@ def to_batch(columns: Mapping[str, Any], what: str = "table", like: pa.Schema | 
         array, metadata = _array(values, name, what, known)
         fields.append(pa.field(name, array.type, metadata=metadata or None))
         arrays.append(array)
+    if len({len(array) for array in arrays}) > 1:
+        lengths = {field.name: len(array) for field, array in zip(fields, arrays, strict=True)}
+        raise StepOutputError(f"{what}: the columns have different lengths: {lengths}. Make them one length.")
     return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))
 
 
@@ -240,8 +243,9 @@ def _converted(values: list[Any], name: str, what: str) -> pa.Array:
                 f"({error.object[error.start]!r}), which is not valid Unicode. Fix it: "
                 'text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").'
             ) from error
-        fact = f'{what}: column "{name}" holds values that do not fit one type ({error}).'
-        raise StepOutputTypeError.of(fact, f"A column has one type: {CONVERT}") from error
+        raise StepOutputTypeError(
+            f'{what}: column "{name}" holds values that do not fit one type ({error}). {CONVERT}'
+        ) from error
     except OverflowError as error:
         raise StepOutputTypeError(
             f'{what}: column "{name}" holds an integer beyond 64 bits. Store it as text or as a float.'

@@ -11,7 +11,7 @@ from transformers import PretrainedConfig
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from datadreamer_like.distillation import Objective, StoredTeacher
-from datadreamer_like.errors import ArgumentTypeError, DefinitionError, MethodMisfit
+from datadreamer_like.errors import DefinitionError, MethodMisfit, check_flag
 from datadreamer_like.evaluation.columns import SUPERVISED, Columns, named_columns
 from datadreamer_like.evaluation.tasks.chats import Chats, Turns
 from datadreamer_like.evaluation.tasks.generation import CausalLM, Generation, Seq2SeqLM
@@ -126,9 +126,8 @@ class TrainHFFineTune(HFTrainer):
         optional = outputs if written or chats else ()
         return self.run_training(columns, options, objective, own, optional)
 
-    def _packing_options(self, packing: object, objective: Objective, options: Mapping[str, Any]) -> dict[str, Any]:
-        if not isinstance(packing, bool):
-            raise ArgumentTypeError(f'"{self.name}".train: packing must be True or False, not {packing!r}.')
+    def _packing_options(self, packing: bool, objective: Objective, options: Mapping[str, Any]) -> dict[str, Any]:
+        check_flag(packing, f'"{self.name}".train: packing')
         self._packing = packing
         if not packing:
             return {}

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
 from datadreamer_like.errors import (
-    ArgumentTypeError,
     DataError,
     DefinitionError,
     NotTrained,
     UnknownModel,
+    check_flag,
     check_number,
     did_you_mean,
 )
@@ -150,8 +150,7 @@ class TrainOpenAIFineTune(Trainer):
                 check_number(value, what, 0 if over else 1, whole=name == "batch_size", over=over)
         if epochs is not AUTO and epochs != int(epochs):
             raise DefinitionError(f'"{self.name}".train: epochs is {epochs}; the API takes whole epochs only.')
-        if not isinstance(truncate, bool):
-            raise ArgumentTypeError(f'"{self.name}".train: truncate must be True or False, not {truncate!r}.')
+        check_flag(truncate, f'"{self.name}".train: truncate')
         self._check_settings(kwargs)
         given = {"n_epochs": epochs, "batch_size": batch_size, "learning_rate_multiplier": learning_rate_multiplier}
         chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not AUTO}

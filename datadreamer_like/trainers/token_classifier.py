@@ -10,7 +10,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from datadreamer_like.distillation import Objective
-from datadreamer_like.errors import ArgumentTypeError, DefinitionError
+from datadreamer_like.errors import DefinitionError, check_flag
 from datadreamer_like.evaluation.columns import SUPERVISED, Columns, named_columns
 from datadreamer_like.evaluation.soft_labels import ClassWeights
 from datadreamer_like.evaluation.tasks.task import Task, row_limit
@@ -100,8 +100,7 @@ class TrainHFTokenClassifier(HFTrainer):
         objective = check_objective(objective)
         columns = named_columns(SUPERVISED, (train_input, train_output), (validation_input, validation_output))
         for name, value in {"every_token": every_token, "snap": snap}.items():
-            if not isinstance(value, bool):
-                raise ArgumentTypeError(f'"{self.name}".train: {name} must be True or False, not {value!r}.')
+            check_flag(value, f'"{self.name}".train: {name}')
         check_weights(self.name, class_weights, objective)
         self._every, self._snap, self._weights = every_token, snap, class_weights
         optional = optional_labels(self.name, columns, objective)

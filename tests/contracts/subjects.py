@@ -18,7 +18,7 @@ from datadreamer_like.models import LLM, Answer, Embedder, Retriever, TaskModel
 from datadreamer_like.models.llms.scoring import Scored
 from datadreamer_like.models.trained.predictions import Answers, Predictions
 from datadreamer_like.models.trained.trained_model import TrainedModel
-from datadreamer_like.steps import DataSource, Step
+from datadreamer_like.steps import DataSource, PromptStep, Step, SuperStep
 from datadreamer_like.steps.base.registration import registered
 from datadreamer_like.steps.labelling.judges import JUDGES
 from datadreamer_like.steps.labelling.predict_or_abstain import CLASSIFIER
@@ -45,6 +45,10 @@ def classes_of(*rooms: str, below: type | None = None) -> list[type]:
         for thing in found
         if inspect.isclass(thing) and not inspect.isabstract(thing) and (below is None or issubclass(thing, below))
     ]
+
+
+ALL_STEPS: list[Any] = [kind for kind in classes_of("steps", below=Step) if kind not in (Step, SuperStep, PromptStep)]
+"""The steps, without their bases."""
 
 
 class Parrot(LLM):

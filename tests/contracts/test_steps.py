@@ -10,18 +10,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from subjects import classes_of, example_of
+from subjects import ALL_STEPS, example_of
 
 from datadreamer_like import DataDreamer
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, SessionError
 from datadreamer_like.graph.session import current_session
-from datadreamer_like.steps import HFHubDataSource, PromptStep, Step, SuperStep
+from datadreamer_like.steps import HFHubDataSource, Step
 from datadreamer_like.steps.base.registration import registered
 
-ALL = [kind for kind in classes_of("steps", below=Step) if kind not in (Step, SuperStep, PromptStep)]
 # A source says in its constructor what it reads; what stands in a table below is all that it needs.
-SOURCES = [kind for kind in ALL if "inputs" not in inspect.signature(kind.__init__).parameters]
-STEPS = [kind for kind in ALL if kind not in SOURCES]
+SOURCES = [kind for kind in ALL_STEPS if "inputs" not in inspect.signature(kind.__init__).parameters]
+STEPS = [kind for kind in ALL_STEPS if kind not in SOURCES]
 
 
 @pytest.fixture
@@ -39,7 +38,7 @@ def plain(row: dict[str, Any]) -> dict[str, Any]:
     return {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in row.items()}
 
 
-@pytest.mark.parametrize("kind", ALL)
+@pytest.mark.parametrize("kind", ALL_STEPS)
 def test_help_says_what_a_step_is_and_what_it_takes_and_gives(kind: Any) -> None:
     text = kind.help
     first = text.splitlines()[0]
@@ -154,7 +153,7 @@ class TestSource:
         assert texts_of(kind("It", **example_of(kind, tmp_path), force=True)) == ["one", "two"]
 
 
-@pytest.mark.parametrize("kind", ALL)
+@pytest.mark.parametrize("kind", ALL_STEPS)
 def test_its_result_survives_a_pickle(tmp_path: Path, kind: type) -> None:
     folder = tmp_path / "data"
     folder.mkdir()

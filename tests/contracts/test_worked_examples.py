@@ -15,9 +15,10 @@ import torch
 from torch import nn
 
 from datadreamer_like import DataDreamer
-from datadreamer_like.distillation import Combined, Outputs, TeacherModel
+from datadreamer_like.distillation import Combined, Outputs, TeacherModel, WordLevel
 from datadreamer_like.errors import MethodMisfit
 from datadreamer_like.steps import DataSource, Prompt
+from datadreamer_like.testing import FakeLLM
 
 PAGES = Path(__file__).parents[2] / "docs" / "contributing"
 
@@ -26,7 +27,7 @@ PAGES = Path(__file__).parents[2] / "docs" / "contributing"
 def defined_by(page: str, block: int = 0) -> Iterator[dict[str, Any]]:
     """Runs a Python block of a page, the first one by default, and yields what it defines."""
     code = re.findall(r"```python\n(.*?)```", (PAGES / page).read_text(encoding="utf-8"), flags=re.DOTALL)[block]
-    module = ModuleType("worked_example")  # a dataclass looks its module up
+    module = ModuleType(f"worked_example_{Path(page).stem}")  # a dataclass looks its module up
     sys.modules[module.__name__] = module
     try:
         exec(compile(code, page, "exec", dont_inherit=True), module.__dict__)
@@ -102,3 +103,25 @@ def test_trainers_of_a_script_that_moves_here_train_once(tmp_path: Path, small_c
     before, after = AutoModelForSequenceClassification.from_pretrained(small_classifier), head.model
     pairs = dict(before.base_model.named_parameters()), dict(after.base_model.named_parameters())
     assert all(torch.equal(pairs[0][name], pairs[1][name]) for name in pairs[0])
+
+
+def test_the_prompting_step_asks_again_and_the_provider_answers_it(tmp_path: Path) -> None:
+    with defined_by("add-a-provider.md", 1) as provider, DataDreamer(tmp_path, verbose=False):
+        rows = DataSource("Rows", {"title": ["game", None]})
+        llm = provider["Echo"]("?")
+        with defined_by("add-a-step.md", 1) as step:
+            said = step["Translate"]("French", inputs={"texts": rows.output["title"]}, args={"llm": llm})
+            same = FakeLLM(lambda prompt: "jeu" if "not translated" in str(prompt) else "game")
+            again = step["Translate"]("Again", inputs={"texts": rows.output["title"]}, args={"llm": same})
+        assert list(said.output["generations"]) == ["Translate into French: game?", None]
+        assert list(again.output["generations"]) == ["jeu", None]
+
+
+def test_the_trainer_trains_with_and_without_a_teacher(tmp_path: Path, tiny_causal_lm: Path) -> None:
+    with defined_by("add-a-trainer.md") as defined, DataDreamer(tmp_path, verbose=False):
+        rows = DataSource("Rows", {"question": ["The cat sat", "A dog ran"], "answer": ["on it.", "off."]}).output
+        columns = [rows["question"], rows["answer"]] * 2
+        teacher = defined["TrainToAnswer"]("Teacher", tiny_causal_lm).train(*columns, epochs=1, batch_size=2)
+        student = defined["TrainToAnswer"]("Student", tiny_causal_lm)
+        student.train(*columns, objective=WordLevel(teacher), epochs=1, batch_size=2)
+        assert 0 < student.metrics["loss"] < teacher.metrics["loss"]

@@ -94,7 +94,6 @@ def test_a_plain_encoder_is_averaged(tiny_causal_lm, caplog):
 def test_loading_and_embedding_write_nothing_to_the_terminal(minilm_path):
     script = f"""
 from datadreamer_like.graph.session import DataDreamer
-from datadreamer_like.models import HFTransformers
 from datadreamer_like.models.embedders.sentence_transformers_embedder import SentenceTransformersEmbedder
 with DataDreamer(":memory:", verbose=False):
     SentenceTransformersEmbedder({str(minilm_path)!r}, device="cpu").run(["Hi.", "You.", "word " * 300], truncate=True)

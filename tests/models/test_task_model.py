@@ -105,6 +105,14 @@ def test_out_of_memory_halves_the_batch():
         Lengths(memory=3).run(texts, batch_size=10, adaptive_batch_size=False)
 
 
+@pytest.mark.parametrize("model", [Lengths(), Hashed("hashed")])
+@pytest.mark.parametrize("made", [[], [[1.0]], [[1.0]] * 3])
+def test_another_number_of_values_than_texts_is_refused(model, made, monkeypatch):
+    monkeypatch.setattr(type(model), "compute", lambda *texts, **asks: made)
+    with pytest.raises(DefinitionError, match=rf"of {type(model).__name__} returned {len(made)} values for 2 texts"):
+        model.run(["a", "b"])
+
+
 def test_unknown_and_impossible_options_are_refused():
     with pytest.raises(ArgumentTypeError, match='Did you mean "batch_size"'):
         Lengths().run(["a"], batchsize=3)

@@ -200,6 +200,8 @@ def test_map_and_filter_refuse_what_does_not_fit(rows):
         rows.map(lambda row: 1)
     with pytest.raises(StepOutputError, match=r"different lengths.*remove_columns"):
         rows.map(lambda batch: {"m": [1]}, batched=True).save()
+    with pytest.raises(StepOutputError, match="different lengths: {'m': 1, 'n': 2}"):
+        rows.map(lambda batch: {"m": [1], "n": [1, 2]}, batched=True, remove_columns=["text", "label"]).save()
     with pytest.raises(StepOutputError, match="returned 1 values for 30 rows"):
         rows.filter(lambda batch: [True], batched=True).save()
 

@@ -9,9 +9,16 @@ from typing import Any
 import pytest
 from engines import Echo
 
-from datadreamer_like.errors import ArgumentTypeError, DefinitionError, EmptyDataset, ModelError, StepOutputTypeError
+from datadreamer_like.errors import (
+    ArgumentTypeError,
+    DefinitionError,
+    EmptyDataset,
+    ModelError,
+    StepOutputError,
+    StepOutputTypeError,
+)
 from datadreamer_like.graph import DataDreamer, OutputIterableDataset
-from datadreamer_like.models import Answer, Request
+from datadreamer_like.models import LLM, Answer, Request
 from datadreamer_like.steps import (
     DataFromAttributedPrompt,
     DataFromPrompt,
@@ -22,6 +29,7 @@ from datadreamer_like.steps import (
     JudgePairsWithPrompt,
     ProcessWithPrompt,
     Prompt,
+    PromptStep,
     RankWithPrompt,
 )
 
@@ -78,6 +86,31 @@ def test_a_failed_row_holds_none_and_the_rest_goes_on(pets: DataSource, step: ty
     )
     assert list(again.output["generations"]) == ["fine", None, "fine"]
     assert again.output["prompts"][1] is None
+
+
+@pytest.mark.parametrize("made", [["a", "b"], ["a", "b", "c", "d"], [], ("a", None)])
+def test_prompts_are_one_per_row(pets: DataSource, made: Any) -> None:
+    class Own(PromptStep):
+        def setup(self) -> None:
+            self.register_input("pets")
+            self.register_llm()
+            self.register_prompt_outputs()
+
+        def prompts(self, batch: Any) -> Any:
+            return made
+
+    with pytest.raises(StepOutputError, match=rf'"Ask": prompts\(\) returned {len(made)} values for the 3 rows'):
+        Own("Ask", inputs={"pets": pets.output["pet"]}, args={"llm": Echo()})
+
+
+@pytest.mark.parametrize(("answers", "words"), [(["a", "b"], "fewer"), (["a", "b", "c", "d"], "more")])
+def test_an_llm_that_overrides_run_answers_each_prompt(pets: DataSource, answers: list[str], words: str) -> None:
+    class Own(LLM):
+        def run(self, prompts: Any, **options: Any) -> Any:
+            return iter(answers[: len(list(prompts)) + 1])
+
+    with pytest.raises(DefinitionError, match=f"returned {words} answers than prompts were sent"):
+        Prompt("Ask", inputs={"prompts": pets.output["pet"]}, args={"llm": Own()})
 
 
 class CutOff(Echo):

@@ -112,7 +112,7 @@ def test_user_and_password_do_not_decide_and_are_not_pickled() -> None:
             "SELECT 1 AS a, 'x' AS b UNION SELECT 2, 3",
             None,
             StepOutputTypeError,
-            r'column "b" mixes int and str\. Give it one type in the query, such as texts: SELECT CAST\("b" AS TEXT\)',
+            r'column "b" mixes int and str\. .* In the query: SELECT CAST\("b" AS TEXT\)',
         ),
         ("CREATE TABLE more (a)", None, DataError, "returns no rows. Give a SELECT"),
         ("SELECT * FROM t WHERE id < 0", None, EmptyDataset, "its query finds none"),

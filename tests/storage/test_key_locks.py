@@ -18,12 +18,30 @@ from datadreamer_like.storage.key_locks import KeyLocks
 KEYS = [bytes([number]) * 16 for number in range(6)]
 
 
-def other_process(path: Path, calls: Connection) -> None:
+def serve(path: Path, calls: Connection) -> None:
     locks = KeyLocks(path)
     calls.send(locks.others_came)
-    while (call := calls.recv()) is not None:
-        name, arguments = call
+    while True:
+        name, arguments = calls.recv()
         calls.send(getattr(locks, name)(*arguments))
+
+
+class Other:
+    """The locks of another process, whose methods are called by name."""
+
+    def __init__(self, path: Path) -> None:
+        self.calls, there = CONTEXT.Pipe()
+        self.process = CONTEXT.Process(target=serve, args=(path, there))
+        self.process.start()
+        self.others_came = self.calls.recv()
+
+    def __call__(self, name: str, *arguments: object) -> object:
+        self.calls.send((name, arguments))
+        return self.calls.recv()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.join(20)
 
 
 def test_a_key_is_locked_by_one_process_until_it_unlocks_it_or_dies(tmp_path: Path) -> None:
@@ -31,15 +49,8 @@ def test_a_key_is_locked_by_one_process_until_it_unlocks_it_or_dies(tmp_path: Pa
     assert not locks.others_came
     assert not locks.another_came()
     assert locks.lock_all()
-    here, there = CONTEXT.Pipe()
-    process = CONTEXT.Process(target=other_process, args=(tmp_path / "locks", there))
-    process.start()
-
-    def other(name: str, *arguments: object) -> object:
-        here.send((name, arguments))
-        return here.recv()
-
-    assert here.recv() is True
+    other = Other(tmp_path / "locks")
+    assert other.others_came
     assert locks.another_came()
     assert [other("lock", key) for key in KEYS] == [False] * 6
     locks.unlock_all_but([KEYS[4], KEYS[1]])
@@ -48,8 +59,7 @@ def test_a_key_is_locked_by_one_process_until_it_unlocks_it_or_dies(tmp_path: Pa
     assert not locks.lock_all()
     other("unlock", [KEYS[0]])
     assert locks.lock(KEYS[0])
-    process.kill()
-    process.join(20)
+    other.kill()
     assert all(locks.lock(key) for key in KEYS)
     locks.close()
     alone = KeyLocks(tmp_path / "locks")
@@ -67,15 +77,8 @@ def test_a_file_that_was_emptied_tells_that_another_came(tmp_path: Path) -> None
 
 def test_locks_hold_across_the_deletion_of_their_file(tmp_path: Path) -> None:
     locks = KeyLocks(tmp_path / "locks")
-    here, there = CONTEXT.Pipe()
-    process = CONTEXT.Process(target=other_process, args=(tmp_path / "locks", there))
-    process.start()
-
-    def other(name: str, *arguments: object) -> object:
-        here.send((name, arguments))
-        return here.recv()
-
-    assert here.recv() is True
+    other = Other(tmp_path / "locks")
+    assert other.others_came
     assert other("lock", KEYS[0]) is True
     assert locks.lock(KEYS[1])
     assert not locks.renew()
@@ -89,8 +92,7 @@ def test_locks_hold_across_the_deletion_of_their_file(tmp_path: Path) -> None:
     assert [locks.lock(key) for key in KEYS[:4]] == [False, True, False, True]
     locks.unlock([KEYS[1]])
     assert other("lock", KEYS[1]) is True
-    process.kill()
-    process.join(20)
+    other.kill()
     assert locks.lock_all()
     locks.close()
 

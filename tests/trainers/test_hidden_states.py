@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, BertModel
 from user_scripts import Script
 
-from datadreamer_like.distillation import Combined, HiddenStates, Supervised, TinyBERT
+from datadreamer_like.distillation import Combined, HiddenStates, Supervised, TeacherModel, TinyBERT
 from datadreamer_like.errors import DefinitionError, MethodMisfit
 from datadreamer_like.evaluation.tasks.examples import ShuffledBatches
 from datadreamer_like.models.trained.trained_model import TrainedModel
@@ -122,6 +122,12 @@ def test_other_tokens_share_no_position_and_are_refused_before_training(session,
         TrainHFClassifier("A", str(tiny_encoder)).train(
             **data(), objective=HiddenStates(TrainedModel(tiny_causal_lm)), epochs=1
         )
+
+
+def test_a_module_that_transformers_did_not_make_has_no_states_and_is_refused(session, tiny_encoder, data):
+    teacher = TeacherModel(nn.Linear(2, 2), AutoTokenizer.from_pretrained(tiny_encoder))
+    with pytest.raises(MethodMisfit, match=r"needs hidden states of its teacher, which TeacherModel\(Linear\) does"):
+        TrainHFClassifier("A", str(tiny_encoder)).train(**data(), objective=HiddenStates(teacher), epochs=1)
 
 
 def test_rows_without_labels_take_the_classes_of_a_teacher_that_is_a_classifier(session, tiny_encoder, data):

@@ -21,8 +21,8 @@ from datadreamer_like.graph.usage import Usage, current_usage
 from datadreamer_like.storage.answers import AnswerStore, Claims
 
 from ..model import Model
-from .collecting import collecting_rarely
 from .failures import A, Rejected
+from .garbage import collecting_rarely
 from .options import Run
 
 logger = logging.getLogger("datadreamer_like")

@@ -24,6 +24,7 @@ from datadreamer_like.errors import (
     RateLimited,
     RejectedAnswer,
     Unavailable,
+    check_flag,
     require_extra,
 )
 
@@ -38,7 +39,6 @@ from .answer_text import answered_with_text
 from .client_checks import (
     check_client_options,
     checked_cap,
-    checked_flag,
     checked_key,
     checked_name,
     checked_seconds,
@@ -139,18 +139,18 @@ class APIModel(LLM):
         check_client_options(type(self), self.sdk, kwargs)
         self.requests_per_minute = checked_cap("requests_per_minute", requests_per_minute)
         self.tokens_per_minute = checked_cap("tokens_per_minute", tokens_per_minute)
-        self.prices = given_prices(prices)
         if self.endpoint.key_variable is None:
             self.max_concurrency = None  # such a server has few slots
         provider, free = shown_address(self.base_url), None
         if self.endpoint.serves(self.base_url):
             self._source, provider = self.endpoint, self.endpoint.name.lower()
             free = Prices(0.0, 0.0) if self.endpoint.key_variable is None else None
-        self.prices = self.prices or known_prices(provider, model_name) or free
+        self.prices = given_prices(prices) or known_prices(provider, model_name) or free
         self._api_key = api_key
         self._clients: dict[asyncio.AbstractEventLoop, Any] = {}
         self._purses: dict[asyncio.AbstractEventLoop, Purse] = {}
-        self.budget, self.batch = budget, checked_flag("batch", batch)
+        check_flag(batch, "batch")
+        self.budget, self.batch = budget, batch
         if batch:
             if self.batch_api() is None:
                 raise DefinitionError(f"{type(self).__name__} has no batch API. OpenAI, Anthropic and MistralAI do.")

@@ -75,13 +75,6 @@ def checked_cap(name: str, cap: object) -> float | None:
     return float(cap)
 
 
-def checked_flag(name: str, flag: object) -> bool:
-    """Returns True or False; refuses other values, as "no" would be taken for True."""
-    if not isinstance(flag, bool):
-        raise ArgumentTypeError(f"{name} must be True or False, not {flag!r:.100}.")
-    return flag
-
-
 def most_tokens(sent: Mapping[str, Any]) -> int:
     """Returns about how many tokens a request may take: a prompt has one for four characters, an answer its limit.
 

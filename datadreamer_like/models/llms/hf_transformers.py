@@ -178,8 +178,8 @@ class HFTransformers(LLM):
 
     @property
     def _loading_options(self) -> dict[str, Any]:
-        fetched = {name: value for name, value in self.kwargs.items() if name in HOW_FETCHED}
-        return {"trust_remote_code": self.trust_remote_code, **fetched, **self._source.options}
+        options: dict[str, Any] = self._source.fetching(self.trust_remote_code, self.kwargs)
+        return options
 
     def _typing(self, device: Any) -> dict[str, Any]:
         options: dict[str, Any] = {}

@@ -41,6 +41,8 @@ def answers_from_run(
 
     for index, generated in enumerate(llm.run(plain(), **asked)):
         answer = answer_of(generated)
+        if not sent:
+            raise DefinitionError(f"{llm.display_name}: run returned more answers than prompts were sent.")
         prompt = sent.popleft()
         for left in range(max_follow_ups, -1, -1):
             checked = answer if check is None or answer.error is not None else check(index, answer)
@@ -51,5 +53,5 @@ def answers_from_run(
                 answer = replace(answer, error=RejectedAnswer.of(answer.text, checked.reason))
                 break
             prompt = llm.follow_up(Request(prompt, Sampling()), answer, checked.reason)
-            answer = answer_of(next(iter(llm.run([prompt], **asked))))
+            answer = answer_of(next(iter(llm.run([prompt], **asked)), None))
         yield answer

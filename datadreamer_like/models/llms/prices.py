@@ -119,7 +119,7 @@ def token_count(usage: object, name: str) -> int | None:
 
 def counted(usages: Sequence[Usage], prices: Prices | None) -> dict[str, Any]:
     """Returns the tokens and the cost of requests as attributes of an `Answer`; a cost with an unknown part is None."""
-    costs = [_cost(usage, prices) for usage in usages]
+    costs = [cost_of(usage, prices) for usage in usages]
     return {
         "prompt_tokens": sum(usage.prompt_tokens or 0 for usage in usages),
         "completion_tokens": sum(usage.completion_tokens or 0 for usage in usages),
@@ -128,7 +128,8 @@ def counted(usages: Sequence[Usage], prices: Prices | None) -> dict[str, Any]:
     }
 
 
-def _cost(usage: Usage, prices: Prices | None) -> float | None:
+def cost_of(usage: Usage, prices: Prices | None) -> float | None:
+    """Returns the cost of a request in US dollars; None without prices, or where a number of tokens is not known."""
     prompt, completion = usage.prompt_tokens, usage.completion_tokens
     if prices is None or prompt is None or completion is None or not any(usage):
         return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -83,9 +82,9 @@ def calls_with_own_ids(calls: Sequence[Any], used: set[str]) -> list[Any]:
     made = []
     for call in calls:
         given = own = str(call["id"])
-        for number in itertools.count(1):
-            if own not in used:
-                break
+        number = 0
+        while own in used:
+            number += 1
             own = f"{given}_{number}"
         used.add(own)
         made.append(call if own == call["id"] else {**call, "id": own})

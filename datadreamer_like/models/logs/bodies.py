@@ -8,7 +8,7 @@ from typing import Any
 
 from ..llms.answer_text import AnswerText, answer_of, answer_text
 from ..llms.generation import Answer
-from ..llms.prices import Usage, counted, known_prices
+from ..llms.prices import Usage, cost_of, known_prices
 from ..llms.thoughts import ANTHROPIC, RESPONSES
 from .logged_call import LoggedCall, count_of, failed, logprobs_of, options_of, plain_messages, time_of
 from .logged_tools import answer_calls, calls_in, with_thoughts
@@ -165,8 +165,7 @@ def _cost(of_anthropic: bool, model: object, answer: Answer, body: Body) -> floa
     written = count_of(usage.get("cache_creation_input_tokens"))
     hour = count_of((usage.get("cache_creation") or {}).get("ephemeral_1h_input_tokens"))
     spent = Usage(answer.prompt_tokens, answer.completion_tokens, answer.cached_tokens, written - hour, hour)
-    cost: float | None = counted([spent], prices)["cost"]
-    return cost
+    return cost_of(spent, prices)
 
 
 def body_in(value: object) -> tuple[Body | None, int | None]:

@@ -83,13 +83,8 @@ class HFClassificationTaskModel(TaskModel[dict[str, float]]):
         self.dtype = dtype
         self.adapter_kwargs = dict(adapter_kwargs or {})
         self.kwargs = kwargs
-        instead = options_of_run(TextOptions)
-        refuse_unknown_loading(type(self), kwargs.keys(), self._source, self._fetching, instead=instead)
-
-    @property
-    def _fetching(self) -> dict[str, Any]:
-        fetched = {name: value for name, value in self.kwargs.items() if name in HOW_FETCHED}
-        return {"trust_remote_code": self.trust_remote_code, **fetched, **self._source.options}
+        fetching = self._source.fetching(trust_remote_code, kwargs)
+        refuse_unknown_loading(type(self), kwargs.keys(), self._source, fetching, instead=options_of_run(TextOptions))
 
     @cached_property
     def trained(self) -> TrainedModel:
@@ -103,7 +98,7 @@ class HFClassificationTaskModel(TaskModel[dict[str, float]]):
         from datadreamer_like import formats
 
         trained = TrainedModel(self._source.name, dtype=self.dtype)
-        options = self._fetching
+        options = self._source.fetching(self.trust_remote_code, self.kwargs)
         with loading(self._source):
             trained.config = AutoConfig.from_pretrained(self._source.name, **options)
         _ = trained.labels  # raises if it is not a classifier

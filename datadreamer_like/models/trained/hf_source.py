@@ -7,7 +7,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +71,11 @@ class HFSource:
         """Further arguments of `from_pretrained` that say which files to take."""
         options = {"gguf_file": self.gguf_file, "revision": self.revision}
         return {name: value for name, value in options.items() if value is not None}
+
+    def fetching(self, trust_remote_code: bool, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the arguments of `from_pretrained` for any of its files, those in `kwargs` of fetching included."""
+        fetched = {name: value for name, value in kwargs.items() if name in HOW_FETCHED}
+        return {"trust_remote_code": trust_remote_code, **fetched, **self.options}
 
     @property
     def identity(self) -> Any:

@@ -35,9 +35,8 @@ def refuse_unknown_kwargs(kind: type, loaded_by: str, model: Any, trust: bool, k
         taken = {*signature(getattr(sentence_transformers, loaded_by)).parameters} - _OWN
         refuse_unknown(kind, unusual, taken, f"sentence_transformers.{loaded_by}", _INSTEAD)
     source = hf_source(model, kwargs.get("revision"))
-    fetched = {name: value for name, value in kwargs.items() if name in HOW_FETCHED}
     given = (kwargs.get("model_kwargs") or {}).keys()
-    refuse_unknown_loading(kind, given, source, {"trust_remote_code": trust, **fetched})
+    refuse_unknown_loading(kind, given, source, source.fetching(trust, kwargs))
 
 
 class SentenceTransformersModel(Model):

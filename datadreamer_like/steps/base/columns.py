@@ -79,6 +79,22 @@ def in_columns(rows: Iterable[Mapping[str, Any]], names: list[str]) -> Iterator[
         yield {name: [row.get(name) for row in portion] for name in names}
 
 
+def one_per_row(values: Iterable[Any], batch: Batch, what: str) -> list[Any]:
+    """Returns the values that a method, called `what` in messages, made for the rows of a batch.
+
+    Raises:
+        StepOutputError: They are more or fewer than the rows.
+    """
+    made = list(values)
+    for column in batch.values():
+        if len(made) != len(column):
+            raise StepOutputError(
+                f"{what} returned {len(made)} values for the {len(column)} rows of its batch. It must return one per "
+                "row; None for a row without one."
+            )
+    return made
+
+
 def processed(
     process: Callable[[Batch], Any], what: str, outputs: list[str], batches: Iterator[tuple[int, Batch]]
 ) -> Iterator[Mapping[str, Any]]:

@@ -75,8 +75,10 @@ class RowAnswers:
         done: list[Any] = []
         start, due = 0, time.monotonic() + _FLUSH_SECONDS
         for answer in answers:
-            while not self._waiting[0][2]:
+            while self._waiting and not self._waiting[0][2]:
                 yield self._unsent()
+            if not self._waiting:
+                raise DefinitionError("The model returned more answers than prompts were sent.")
             questions, _, _ = self._waiting[0]
             done += _unsent_from(questions.values, len(done))
             done.append(answer)

@@ -93,7 +93,7 @@ class LabelVotes(Step):
     def class_probabilities(self, votes: Votes) -> Floats:
         """Returns the probability of each class [rows, classes]; that of rows without votes is not used."""
 
-    def run(self) -> Any:
+    def run(self) -> LazyRowBatches | dict[str, list[None]]:
         """Makes the labels."""
         votes = self.given_votes
         if not votes.classes:

@@ -17,7 +17,7 @@ from datadreamer_like.models.calls.llm_calls import Repeated
 from datadreamer_like.models.llms.generation import Answer, Generation, Prompt
 from datadreamer_like.models.llms.llm import LLM, overrides_only_run
 
-from ..base.columns import columns_together, inputs_schema, num_rows_of
+from ..base.columns import columns_together, inputs_schema, num_rows_of, one_per_row
 from ..base.lazy_rows import LazyRowBatches
 from ..base.model_step import check_options
 from ..base.preview import previewed_batches
@@ -190,7 +190,7 @@ class PromptStep(Step):
         schema = None if self._enforces_schema() else self.schema
         cut = self.preview_rows is not None
         for batch in previewed_batches(self, self.input_batches()) if cut else self.input_batches():
-            prompts = self.prompts(batch)
+            prompts = one_per_row(self.prompts(batch), batch, f'"{self.name}": prompts()')
             if schema is not None:
                 prompts = [schema.with_instruction(prompt) if is_sent(prompt) else prompt for prompt in prompts]
             if (column := self.tools_column) is None:

@@ -139,13 +139,12 @@ class SQLDataSource(Source):
         return names
 
     def write_rows(self, rows: Rows, draft: Path) -> Kept:
-        """Saves the rows; values of several types in a column are an error that says how to make them one."""
+        """Saves the rows; the error of values of several types in a column says what to do in the query."""
         try:
             return super().write_rows(rows, draft)
         except StepOutputTypeError as error:
             name = next((name for name in rows.columns if f'column "{name}"' in str(error)), "name")
-            fix = f'Give it one type in the query, such as texts: SELECT CAST("{name}" AS TEXT) AS "{name}".'
-            raise StepOutputTypeError.of(str(error).removesuffix(error.fix).rstrip(), fix) from error
+            raise StepOutputTypeError(f'{error} In the query: SELECT CAST("{name}" AS TEXT) AS "{name}".') from error
 
     def describe_empty(self) -> str:
         """Returns what is empty, for the error of a source without rows."""

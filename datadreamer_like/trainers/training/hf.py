@@ -18,7 +18,7 @@ from transformers import PretrainedConfig, PreTrainedModel, TrainingArguments
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from datadreamer_like.distillation import Objective, Supervised
-from datadreamer_like.errors import DefinitionError, require_extra
+from datadreamer_like.errors import DefinitionError, check_flag, require_extra
 from datadreamer_like.evaluation.columns import Columns, check_columns
 from datadreamer_like.evaluation.tasks.examples import Examples, Paired
 from datadreamer_like.evaluation.tasks.task import Task, check_attentions
@@ -29,7 +29,6 @@ from datadreamer_like.graph.own_changes import watching
 from datadreamer_like.graph.results import Kept
 from datadreamer_like.models.exports.report import graph_misfit
 from datadreamer_like.models.llms.chat_template import AUTO
-from datadreamer_like.models.llms.client_checks import checked_flag
 from datadreamer_like.models.quiet import quiet
 from datadreamer_like.models.trained.hf_source import (
     ADAPTER_FOLDER,
@@ -85,7 +84,9 @@ class HFTrainer(Trainer):
         self.dtype = a_dtype(given.pop("dtype", None))
         self.quantization_config = given.pop("quantization_config", None)
         self.peft_config = given.pop("peft_config", None)
-        if checked_flag(f"{type(self).__name__}: qlora", given.pop("qlora", False)):
+        qlora = given.pop("qlora", False)
+        check_flag(qlora, f"{type(self).__name__}: qlora")
+        if qlora:
             require_extra("qlora", "bitsandbytes", "peft", what=f"{type(self).__name__} with qlora=True")
             quantized, adapter = adapters.qlora_configs(self.dtype)
             self.quantization_config = self.quantization_config or quantized
@@ -297,13 +298,8 @@ class HFTrainer(Trainer):
         source = hf_source(self.model_name if self.start is None else self.start.path, self.revision)
         if source.is_graph:
             raise graph_misfit(f'"{self.name}": model_name', self.start or source.name)
-        refuse_unknown_options(type(self), self.further, source, self._fetched)
+        refuse_unknown_options(type(self), self.further, source, source.fetching(self.trust_remote_code, self.further))
         return source
-
-    @property
-    def _fetched(self) -> dict[str, Any]:
-        named = {name: value for name, value in self.further.items() if name in HOW_FETCHED}
-        return {"revision": self.revision or "main", "trust_remote_code": self.trust_remote_code, **named}
 
     @property
     def source(self) -> str:
@@ -312,7 +308,8 @@ class HFTrainer(Trainer):
 
     def hub_options(self) -> dict[str, Any]:
         """Returns the arguments of `from_pretrained` for fetching the model."""
-        return self._fetched | self._origin.options
+        options = self._origin.fetching(self.trust_remote_code, self.further)
+        return {"revision": self.revision or "main", **options}
 
     def load_options(self) -> dict[str, Any]:
         """Returns the arguments of `from_pretrained`."""

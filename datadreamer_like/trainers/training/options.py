@@ -15,7 +15,14 @@ from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
-from datadreamer_like.errors import ArgumentTypeError, DefinitionError, check_number, did_you_mean, require_extra
+from datadreamer_like.errors import (
+    ArgumentTypeError,
+    DefinitionError,
+    check_flag,
+    check_number,
+    did_you_mean,
+    require_extra,
+)
 from datadreamer_like.evaluation.columns import plain
 from datadreamer_like.graph.positions import by_position, defaults_of
 from datadreamer_like.models.known_options import refuse_unknown_loading
@@ -225,8 +232,7 @@ class Training:
                 f"{what}: greater_is_better=True would choose the epoch with the highest loss. Leave it out, or name "
                 'another metric, such as metric_for_best_model="accuracy".'
             )
-        if not isinstance(self.truncate, bool):
-            raise ArgumentTypeError(f"{what}: truncate must be True or False, not {self.truncate!r}.")
+        check_flag(self.truncate, f"{what}: truncate")
         for name, kind in (("optim", OptimizerNames), ("lr_scheduler_type", SchedulerType)):
             value, names = str(getattr(self, name)), [member.value for member in kind]
             if value not in names:

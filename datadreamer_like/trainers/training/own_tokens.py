@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from datadreamer_like.distillation import Outputs, Teacher
-from datadreamer_like.distillation.teacher import check_logits, eval_mode, move_teacher
+from datadreamer_like.distillation.teacher import Named, check_logits, eval_mode, move_teacher
 from datadreamer_like.errors import DataError
 from datadreamer_like.evaluation.columns import Columns
 from datadreamer_like.evaluation.tasks.examples import Examples
@@ -64,6 +64,6 @@ def own_tokens_teacher(
     return {split: answers(split) for split in columns}
 
 
-def named_row(split: str, examples: Examples, batch: Batch) -> Callable[[int], str]:
+def named_row(split: str, examples: Examples, batch: Batch) -> Named:
     """Returns what a message calls a row of a batch, by its index in the batch."""
     return lambda index: f"row {int(examples.numbers[int(batch['rows'][index])])} of the {split} rows"

@@ -25,6 +25,7 @@ from datadreamer_like.distillation import (
 )
 from datadreamer_like.distillation.stored_teacher import Described, described
 from datadreamer_like.distillation.teacher import (
+    Named,
     check_logits,
     check_same_vocabulary,
     eval_mode,
@@ -194,7 +195,7 @@ def _live(objective: Objective, task: Task, examples: Mapping[str, Examples]) ->
     return Teaching(answers, teacher.model, factored=factored)
 
 
-def _check_outputs(found: Outputs, task: Task, batch: Batch, named: Callable[[int], str]) -> None:
+def _check_outputs(found: Outputs, task: Task, batch: Batch, named: Named) -> None:
     """Refuses what a teacher gave for a batch if it is not finite where it counts."""
     if found.logits is not None:
         check_logits(found.logits, batch["mask"], named)

@@ -43,29 +43,24 @@ def with_written_answers(objective: Objective, columns: Columns, device: Any) ->
     writer = HFTransformers(objective.teacher, device=device)
     found: dict[str, dict[str, Column]] = {}
     for split, given in columns.items():
-        (name, prompts), *rest = given.items()
-        output, reference = rest[0] if rest else (f"{split}_output", None)
-        written = _column(objective, beams, writer, (name, prompts), (output, reference))
-        found[split] = {**given, f"{split}_{WRITTEN}" if beams.keep_reference else output: written}
+        written = _column(objective, beams, writer, given)
+        name = f"{split}_{WRITTEN}" if beams.keep_reference else [*given, f"{split}_output"][1]
+        found[split] = {**given, name: written}
     return found
 
 
-def _column(
-    objective: Objective,
-    beams: Beams,
-    writer: HFTransformers,
-    asked: tuple[str, Column],
-    known: tuple[str, Column | None],
-) -> Column:
-    (name, prompts), (reference_name, reference) = asked, known
+def _column(objective: Objective, beams: Beams, writer: HFTransformers, given: Mapping[str, Column]) -> Column:
+    """The answers to the first column; the second, if there is one, has the references."""
+    (name, prompts), *rest = given.items()
+    reference = rest[0][1] if rest else None
+    needed = {name: prompts, **dict(rest[:1] if beams.needs_reference else ())}
     options: dict[str, Any] = {"max_new_tokens": beams.max_new_tokens, "temperature": 0.0, "n": beams.candidates}
     if beams.size > 1:
         options["num_beams"] = beams.size
 
     def answers() -> Iterator[str]:
         usage = current_usage()
-        chosen_by = {reference_name: reference} if beams.needs_reference and reference is not None else {}
-        for _ in read_rows({name: prompts, **chosen_by}):  # before the teacher works
+        for _ in read_rows(needed):  # before the teacher works
             pass
         texts, shown = tee(read_texts(prompts, name))
         references = repeat(None) if reference is None else reference.values()
