@@ -25,7 +25,7 @@ parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("output", nargs="?", default="abstain-output")
 parser.add_argument("--short", action="store_true", help="fewer rows and a looser bound")
 given = parser.parse_args()
-ROWS, EPOCHS, MAX_ERROR, NEW = (600, 1, 0.1, 16) if given.short else (2400, 4, 0.02, 100)
+ROWS, EPOCHS, MAX_ERROR, NEW = (600, 3, 0.08, 16) if given.short else (2400, 4, 0.02, 100)
 
 with DataDreamer(given.output):
 

@@ -14,7 +14,6 @@ from datadreamer_like.errors import (
     DataError,
     DefinitionError,
     NotTrained,
-    UnknownModel,
     check_flag,
     check_number,
     did_you_mean,
@@ -244,10 +243,13 @@ class TrainOpenAIFineTune(Trainer):
             )  # fmt: skip
 
     def _limit(self) -> int | None:
-        try:
-            return self.llm.retry_wrapper(self.get_max_context_length, 0)
-        except (NotImplementedError, UnknownModel):  # the server does not say, or has no list of models
-            return None
+        def known() -> int | None:
+            try:
+                return self.get_max_context_length(0)
+            except NotImplementedError:  # the server does not say, or has no list of models
+                return None
+
+        return self.llm.retry_wrapper(known)
 
     def _fits(self, prompt: str, answer: str, limit: int) -> bool:
         return self.llm.final_count_tokens(prompt) + self.count_tokens(answer) <= limit
