@@ -538,7 +538,8 @@ def test_a_damaged_batch_on_disk_is_an_error_before_anything_is_sent(server: Bat
     (state,) = [file for file in left_in(tmp_path) if file.suffix == ".json"]
     whole = state.read_text()
     requests = len(server.requests)
-    of_another_row = whole.replace(json.loads(whole)["rows"][0][0][:2], "00")
+    key = json.loads(whole)["rows"][0][0]
+    of_another_row = whole.replace(key, key[1:] + key[0])
     for damaged in (whole[:50], "", "[]", whole.replace('"begun"', '"other"'), of_another_row):
         assert damaged != whole
         state.write_text(damaged)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from datadreamer_like.errors import DataDreamerError
+from datadreamer_like.graph.card import Card
 from datadreamer_like.hub.card import fence
 from datadreamer_like.hub.loading import load_adapter, repr_of
 from datadreamer_like.models.trained.model_facts import imports_of, task_of
@@ -15,15 +17,27 @@ from datadreamer_like.storage.shown import markdown
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-    from .hf import HFTrainer
 
+def write_adapter_readme(
+    folder: Path,
+    base: str,
+    card: Card,
+    config: PretrainedConfig,
+    task: str | None,
+    options_of: Callable[[PretrainedConfig], Mapping[str, Any]],
+) -> None:
+    """Replaces the README.md that peft writes, which is a form to fill in.
 
-def write_adapter_readme(folder: Path, trainer: HFTrainer, config: PretrainedConfig) -> None:
-    """Replaces the README.md that peft writes, which is a form to fill in; `config` is that of the saved model."""
-    base, card = trainer.source, trainer.card
+    Args:
+        folder: The adapter's.
+        base: Folder or Hub id of its base model.
+        card: The trainer's.
+        config: That of the saved model.
+        task: What the Hub calls its task; None for that of its config.
+        options_of: Returns the arguments with which the base model is loaded, or raises if there are none that do.
+    """
     try:
-        options = trainer.adapter_options(config)
-        load = load_adapter('"."', repr_of(base), trainer.hub_task or task_of(config), options)
+        load = load_adapter('"."', repr_of(base), task or task_of(config), options_of(config))
         imports = "".join(f"import {module}\n" for module in imports_of(config))
         use = f"In this folder, this code loads both:\n\n{fence(imports + load, 'python')}"
     except DataDreamerError:

@@ -257,7 +257,8 @@ class HFTrainer(Trainer):
             self.fill_card(fitted.metrics, objective)
             self.save(model, task, examples["validation"], draft / self.MODEL_FOLDER)
             if self.peft_config is not None:
-                write_adapter_readme(draft / ADAPTER_FOLDER, self, model.config)
+                readme = draft / ADAPTER_FOLDER, self.source, self.card, model.config
+                write_adapter_readme(*readme, self.hub_task, self.adapter_options)
             write_curves(draft, fitted.curves)
         result = {"epochs": fitted.epochs, "history": fitted.history, "adapter": self.peft_config is not None}
         return self.kept(result=result)
