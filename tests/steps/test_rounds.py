@@ -514,7 +514,7 @@ def test_the_real_llm_talks_with_itself(session: DataDreamer, smollm: LlamaCPP) 
 
 
 def test_the_real_llm_evolves_an_instruction_or_the_step_says_why_not(session: DataDreamer, smollm: LlamaCPP) -> None:
-    seeds = ["Name three animals.", "Write a poem about rain."]
+    seeds = ["Name three animals."]
     evolved = make(
         Evolve, smollm, {"instructions": seeds}, rounds=1, operations=["concretize", "breadth"], max_new_tokens=20
     )
@@ -524,4 +524,4 @@ def test_the_real_llm_evolves_an_instruction_or_the_step_says_why_not(session: D
         assert row["operations"] in ("concretize", "breadth")
         assert row["instructions"] != row["seeds"]
         assert row["answers"] or row["eliminated"]
-    assert evolved.card.completion_tokens > 20
+    assert evolved.card.completion_tokens > 10
