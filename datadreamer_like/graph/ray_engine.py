@@ -37,7 +37,7 @@ class RayEngine(Engine):
     and its batch done again, which fails once five have died at the same batch; answers of models are on disk as they
     come, so only those in flight are asked for again.
 
-    Ctrl-C ends a script within two seconds, most of which Ray takes to end its processes; on a machine that is busy
+    Ctrl-C ends a script in about two seconds, most of which Ray takes to end its processes; on a machine that is busy
     with other work it may take three. Answers that were received are kept.
 
     All workers must see the session's folder on one file system that supports locks. Keys of providers are never sent:
