@@ -93,13 +93,10 @@ SCRIPTS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("busy_with", [pytest.param(s, marks=pytest.mark.slow if "Ray" in s else ()) for s in SCRIPTS])
-def test_ctrl_c_ends_a_script(busy_with: str, tmp_path: Path) -> None:
-    if "Ray" in busy_with:
-        pytest.importorskip("ray", reason="Ray is not installed")
-    script = START + textwrap.indent(textwrap.dedent(SCRIPTS[busy_with]), "    ")
+def interrupted(script: str, *arguments: str, seconds: float) -> tuple[str, float]:
+    """Interrupts a script some seconds after it printed "ready"; returns its standard error, and how long it took."""
     process = subprocess.Popen(
-        [sys.executable, "-c", script, str(tmp_path / "out"), "ray" if "Ray" in busy_with else "local"],
+        [sys.executable, "-c", script, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -109,16 +106,25 @@ def test_ctrl_c_ends_a_script(busy_with: str, tmp_path: Path) -> None:
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n", process.communicate()
-        time.sleep(0.7)
+        time.sleep(seconds)
         began = time.monotonic()
         os.kill(process.pid, signal.SIGINT)
         _, said = process.communicate(timeout=20)
         took = time.monotonic() - began
     finally:
         process.kill()
+    assert process.returncode == -signal.SIGINT
+    return said, took
+
+
+@pytest.mark.parametrize("busy_with", [pytest.param(s, marks=pytest.mark.slow if "Ray" in s else ()) for s in SCRIPTS])
+def test_ctrl_c_ends_a_script(busy_with: str, tmp_path: Path) -> None:
+    if "Ray" in busy_with:
+        pytest.importorskip("ray", reason="Ray is not installed")
+    script = START + textwrap.indent(textwrap.dedent(SCRIPTS[busy_with]), "    ")
+    said, took = interrupted(script, str(tmp_path / "out"), "ray" if "Ray" in busy_with else "local", seconds=0.7)
     assert "Interrupted. Finished work is saved" in said, said
     assert not re.search(r"\.(py|cc)\b", said), said
-    assert process.returncode == -signal.SIGINT
     # Two seconds, and some for a machine that is busy with other tests; Ray ends a dozen processes.
     assert took < (8 if "Ray" in busy_with else 4)
     assert json.loads((tmp_path / "out" / "source" / "node.json").read_text())["rows"] == 3000
@@ -133,20 +139,5 @@ def test_ctrl_c_while_ray_starts_shows_no_stack_trace(tmp_path: Path) -> None:
         "print('ready', flush=True)\nDataDreamer(sys.argv[1], engine='ray').start()\nprint('started', flush=True)\n"
         "import time; time.sleep(100)"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", script, str(tmp_path / "out")],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n", process.communicate()
-        time.sleep(2.5)
-        os.kill(process.pid, signal.SIGINT)
-        _, said = process.communicate(timeout=20)
-    finally:
-        process.kill()
+    said, _ = interrupted(script, str(tmp_path / "out"), seconds=2.5)
     assert said == "Interrupted. Finished work is saved: run the script again and it continues.\n"
-    assert process.returncode == -signal.SIGINT
