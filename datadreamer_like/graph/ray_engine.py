@@ -1,7 +1,8 @@
-"""Ray as a session's engine: batches go to worker processes of Ray Data, results are found, made and kept as always."""
+"""Ray as a session's engine: batches go to its worker processes, results are found, made and kept as always."""
 
 from __future__ import annotations
 
+import gc
 import importlib
 import logging
 import os
@@ -10,12 +11,13 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import traceback
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import count, islice
+from itertools import count
 from typing import Any
 
 from datadreamer_like.errors import AuthenticationFailed, DataDreamerError, DefinitionError, SessionError, require_extra
@@ -24,7 +26,9 @@ from .engine import B, Engine, R
 from .tracebacks import is_of_user, shown_frames
 from .usage import Usage, counting, current_usage
 
-_MOST_TRIES = 5  # of a batch: a few workers may be ended from outside during it, more die of its rows
+_MOST_DEATHS = 5  # at a batch: a few workers may be ended from outside during it, more die of its rows
+_MOST_AHEAD = 8  # results a worker makes before those of an earlier batch are read
+_MOST_RUNS = 32  # that share a worker: of steps that run side by side, and of lazy operations whose rows they read
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 
 
@@ -37,8 +41,7 @@ class RayEngine(Engine):
     and its batch done again, which fails once five have died at the same batch; answers of models are on disk as they
     come, so only those in flight are asked for again.
 
-    Ctrl-C ends a script in about two seconds, most of which Ray takes to end its processes; on a machine that is busy
-    with other work it may take three. Answers that were received are kept.
+    Ctrl-C ends a script within two seconds. Answers that were received are kept.
 
     All workers must see the session's folder on one file system that supports locks. Keys of providers are never sent:
     workers take them from their own environment.
@@ -46,7 +49,8 @@ class RayEngine(Engine):
     Args:
         address: A running cluster, such as "10.0.0.1:6379", "ray://10.0.0.1:10001" or "auto". None for the one that
             this process is connected to, or else a new one on this machine, which ends with the session.
-        num_workers: Worker processes; each holds its own copy of the models that its work needs.
+        num_workers: Worker processes; each holds its own copy of the models that its work needs. They start with the
+            first work and serve all steps of the session; those with GPUs serve one step and end, which frees memory.
         num_cpus, num_gpus: CPU cores and GPUs that a worker takes.
         batch_size: Rows that are sent to a worker at once.
         timeout: Seconds to wait for a cluster at `address`.
@@ -77,9 +81,9 @@ class RayEngine(Engine):
 
     def open(self, enter: Callable[[], None]) -> None:
         """Connects to the cluster, or starts one; it must have room for a worker."""
-        self._enter = enter
-        self._tries: Any = None
         ray = _ray()
+        self._enter: bytes = ray.cloudpickle.dumps(enter)
+        self._workers = _Workers(self._started)
         if not ray.is_initialized():
             with _environment(), _without_notice():
                 if self.address is None:
@@ -98,7 +102,9 @@ class RayEngine(Engine):
 
     def close(self) -> None:
         """Disconnects from the cluster, and ends it if it was started for the session."""
+        self._workers.end()
         if self._connected:
+            _end_autoscaler()
             _ray().shutdown()
             self._connected = False
 
@@ -108,7 +114,7 @@ class RayEngine(Engine):
         """Applies a function to each batch in a worker; one that cannot be sent there is refused before any is read."""
         dumps: Callable[[object], bytes] = _ray().cloudpickle.dumps
         try:
-            payload = dumps((self._enter, process))
+            payload = dumps(process)
         except Exception as error:
             faults = []
             for name, value in parts.items():
@@ -123,40 +129,50 @@ class RayEngine(Engine):
         return self._run(payload, batches, what, current_usage())
 
     def _run(self, payload: bytes, batches: Iterable[B], what: str, usage: Usage) -> Iterator[R]:
-        import pyarrow as pa
-
         ray = _ray()
-        data = ray.data
-        # Each batch is one block of one row, opaque to Ray, so that values come back as they were. Blocks go to Ray's
-        # store a few at a time, so that this process need not hold them all.
-        blocks = (pa.table({"batch": [pickle.dumps(item)], "index": [index]}) for index, item in enumerate(batches))
-        stored = []
-        while portion := list(islice(blocks, 256)):
-            stored.append(data.from_blocks(portion))
-        if not stored:
-            return
-        if self._tries is None:
-            self._tries = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Tries).remote()
-        run = next(self._runs)
-        num_blocks = sum(part.num_blocks() for part in stored)
-        dataset = stored[0].union(*stored[1:]) if len(stored) > 1 else stored[0]
-        dataset = dataset.map_batches(
-            _Worker,
-            fn_constructor_args=(payload, self._tries, run, what),
-            batch_size=1,
-            batch_format="pyarrow",
-            compute=data.ActorPoolStrategy(size=min(self.num_workers, num_blocks, self._room())),
-            num_cpus=self.num_cpus,
-            num_gpus=self.num_gpus,
-        )
-        dataset.context.execution_options.preserve_order = True
-        dataset.context.enable_progress_bars = False
-        for table in dataset.iter_batches(batch_size=1, batch_format="pyarrow"):
-            made, counts, error = pickle.loads(table.column("made")[0].as_py())
-            usage.add(**counts)
-            if error is not None:
-                raise error
-            yield from made
+        run, work = next(self._runs), [ray.put(payload)]  # in a list: a worker reads it once, not with each batch
+        workers = _Workers(self._started) if self.num_gpus else self._workers
+        free = deque(range(min(self.num_workers, self._room())))
+        most_made = _MOST_AHEAD * len(free)
+        given = (_Batch(index, pickle.dumps(batch)) for index, batch in enumerate(batches))
+        again: deque[_Batch] = deque()
+        running: dict[Any, tuple[int, Any, _Batch]] = {}
+        made: dict[int, bytes] = {}
+        try:
+            for wanted in count():
+                while wanted not in made:
+                    while free and (again or len(made) < most_made):
+                        batch = again.popleft() if again else next(given, None)
+                        if batch is None:
+                            break
+                        place = free.popleft()
+                        worker = workers.at(place)
+                        running[worker.work.remote(run, work, batch.rows)] = place, worker, batch
+                    if not running:
+                        return
+                    (done,), _ = ray.wait(list(running), num_returns=1)
+                    place, worker, batch = running.pop(done)
+                    free.append(place)
+                    try:
+                        made[batch.index] = ray.get(done)
+                    except ray.exceptions.RayError as error:
+                        workers.drop(place, worker)
+                        again.append(batch.after_death(what, error))
+                results, counts, failure = pickle.loads(made.pop(wanted))
+                usage.add(**counts)
+                if failure is not None:
+                    raise failure
+                yield from results
+        finally:
+            if workers is self._workers:
+                workers.forget(run, {place for place, _, _ in running.values()})
+            else:
+                workers.end()
+
+    def _started(self) -> Any:
+        """Starts a worker."""
+        options = {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus, "max_concurrency": _MOST_RUNS}
+        return _ray().remote(**options)(_Worker).remote(self._enter)
 
     def _connect(self, address: str) -> None:
         refused = SessionError(
@@ -178,45 +194,93 @@ class RayEngine(Engine):
         return min(room, default=self.num_workers)
 
 
-class _Tries:
-    """Counts how often each batch of a run was begun, in a process that outlives the workers of all runs."""
+@dataclass
+class _Batch:
+    """Rows for a worker, pickled, with their place in the order."""
 
-    def __init__(self) -> None:
-        self._begun: Counter[tuple[int, int]] = Counter()
+    index: int
+    rows: bytes
+    deaths: int = 0
 
-    def begin(self, run: int, batch: int) -> int:
-        self._begun[run, batch] += 1
-        return self._begun[run, batch]
+    def after_death(self, what: str, error: Exception) -> _Batch:
+        """Counts a worker that died at the batch, up to a bound."""
+        self.deaths += 1
+        if self.deaths == _MOST_DEATHS:
+            raise SessionError(
+                f"{what}: {_MOST_DEATHS} workers died at the same batch of rows (batch {self.index}, counted from 0). "
+                "A row may crash the function or take more memory than there is: look at these rows, lower the "
+                "engine's batch_size, or give workers more memory."
+            ) from error
+        return self
+
+
+class _Workers:
+    """Worker processes by their places; one is started when it is first needed, and again if it died."""
+
+    def __init__(self, start: Callable[[], Any]) -> None:
+        self._start = start
+        self._at: dict[int, Any] = {}
+        self._lock = threading.Lock()
+
+    def at(self, place: int) -> Any:
+        """Returns the worker of a place."""
+        with self._lock:
+            if place not in self._at:
+                self._at[place] = self._start()
+            return self._at[place]
+
+    def drop(self, place: int, worker: Any) -> None:
+        """Gives up a worker that died or is out of reach."""
+        with self._lock:
+            if self._at.get(place) is worker:  # another run that shares it may have been here first
+                _ray().kill(self._at.pop(place))
+
+    def forget(self, run: int, busy: Collection[int]) -> None:
+        """Frees what workers hold of a run; those that are still busy with it are ended."""
+        if not _ray().is_initialized():
+            return
+        with self._lock:
+            for place, worker in list(self._at.items()):
+                if place in busy:
+                    _ray().kill(self._at.pop(place))
+                else:
+                    worker.forget.remote(run)
+
+    def end(self) -> None:
+        """Ends all workers."""
+        self.forget(-1, set(self._at))
 
 
 class _Worker:
-    """What runs in a worker process; made once, so that its models are loaded once."""
+    """What runs in a worker process; the models of a run are loaded once."""
 
-    def __init__(self, payload: bytes, tries: Any, run: int, what: str) -> None:
-        enter, self._process = pickle.loads(payload)
-        self._tries, self._run, self._what = tries, run, what
-        enter()
+    def __init__(self, enter: bytes) -> None:
+        self._enter: bytes | None = enter
+        self._runs: dict[int, Callable[[Iterator[Any]], Iterator[Any]]] = {}
 
-    def __call__(self, table: Any) -> Any:
-        import pyarrow as pa
-
-        usage, made, failure = Usage(), [], None
-        index = table.column("index")[0].as_py()
+    def work(self, run: int, payload: list[Any], rows: bytes) -> bytes:
+        """Returns what a run's function makes of a batch, what its models used, and its error, pickled."""
+        dumps: Callable[[object], bytes] = _ray().cloudpickle.dumps
+        usage = Usage()
         try:
-            if _ray().get(self._tries.begin.remote(self._run, index)) > _MOST_TRIES:
-                raise SessionError(
-                    f"{self._what}: {_MOST_TRIES} workers died at the same batch of rows (batch {index}, counted from "
-                    "0). A row may crash the function or take more memory than there is: look at these rows, lower the "
-                    "engine's batch_size, or give workers more memory."
-                )
+            if self._enter is not None:
+                pickle.loads(self._enter)()
+                self._enter = None
+            if run not in self._runs:
+                self._runs[run] = pickle.loads(_ray().get(payload[0]))
             with counting(usage):
-                made = list(self._process(iter([pickle.loads(table.column("batch")[0].as_py())])))
-        except Exception as error:  # Ray would try again and wrap it; the script is to see the error itself
-            failure = _sent(error)
-        return pa.table({"made": [_ray().cloudpickle.dumps((made, usage.of_models(), failure))]})
+                made = list(self._runs[run](iter([pickle.loads(rows)])))
+            return dumps((made, usage.of_models(), None))
+        except (Exception, SystemExit) as error:  # Ray would wrap it; the script is to see the error itself
+            return dumps(([], usage.of_models(), _sent(error)))
+
+    def forget(self, run: int) -> None:
+        """Frees the models of a run that is over."""
+        if self._runs.pop(run, None) is not None:
+            gc.collect()
 
 
-def _sent(error: Exception) -> Exception:
+def _sent(error: BaseException) -> BaseException:
     """Returns an error that survives a pickle, with where it was raised."""
     if isinstance(error, AuthenticationFailed):
         return AuthenticationFailed(f"{error} (Keys are not sent to Ray's workers: set it in their environment.)")
@@ -245,13 +309,21 @@ def _answers(address: str, timeout: float) -> bool:
         return False
 
 
+def _end_autoscaler() -> None:
+    """Ends the autoscaler of a cluster on this machine, for which Ray would wait a second as it shuts down."""
+    import psutil
+
+    for child in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess):
+            if "autoscaler" in " ".join(child.cmdline()):
+                child.kill()
+
+
 def _ray() -> Any:
-    """Imports Ray, which takes seconds, without its reports on each execution and its way to show errors."""
+    """Imports Ray, which takes seconds, without its way to show errors."""
     hook = sys.excepthook
     ray: Any = importlib.import_module("ray")
     sys.excepthook = hook
-    importlib.import_module("ray.data")
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
     return ray
 
 

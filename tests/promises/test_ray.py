@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -20,7 +21,7 @@ from datadreamer_like import DataDreamer
 from datadreamer_like.errors import DefinitionError, SessionError, StepOutputError
 from datadreamer_like.graph.ray_engine import RayEngine
 from datadreamer_like.models import Embedder, LlamaCPP, OpenAI
-from datadreamer_like.steps import DataSource, Embed, Prompt, Step
+from datadreamer_like.steps import DataSource, Embed, Prompt, Step, zipped
 
 # Ray deprecates options of its own, and leaves files of its own open.
 pytestmark = [
@@ -143,7 +144,7 @@ def workers() -> list[psutil.Process]:
     found = []
     for child in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):  # or a killed one that its parent has not waited for
-            if "MapWorker" in " ".join(child.cmdline()):
+            if "ray::_Worker" in " ".join(child.cmdline()):
                 found.append(child)
     return found
 
@@ -239,6 +240,30 @@ def test_a_row_that_kills_each_worker_ends_the_run(tmp_path: Path) -> None:
         with pytest.raises(SessionError, match=r"map of \"Rows\".*5 workers died at the same batch.*\(batch 3,"):
             rows.map(ends_its_process, lazy=False)
         assert rows.map(lambda row: {"more": 1}, lazy=False).output.num_rows == 50
+
+
+def test_the_same_workers_serve_all_steps_of_a_session_and_end_with_it(tmp_path: Path) -> None:
+    def named(name: str) -> Any:
+        return lambda row: {name: row["number"], f"{name} made by": os.getpid()}
+
+    with DataDreamer(tmp_path, engine=RayEngine(num_workers=2, batch_size=10), verbose=False):
+        rows = DataSource("Rows", {"number": list(range(40))})
+        eager = [rows.map(named(name), remove_columns=["number"], lazy=False) for name in "ab"]
+        lazy = [rows.map(named(name), remove_columns=["number"]) for name in "cd"]
+        # Rows of two operations are made in turns while those of a third are.
+        both = zipped(*eager, *lazy).map(
+            lambda row: {"sum": row["a"] + row["b"] + row["c"] + row["d"], "made by": os.getpid()}, lazy=False
+        )
+        assert list(both.output["sum"]) == [4 * number for number in range(40)]
+        made_by = [both.output[name] for name in ("a made by", "c made by", "d made by", "made by")]
+        pids = {pid for processes in made_by for pid in processes} - {os.getpid()}
+        assert len(pids) == 2
+        of_the_script = [list(processes).count(os.getpid()) for processes in made_by]
+        assert of_the_script == [0, 1, 1, 0], "the first row of a lazy map shows its columns"
+        with pytest.raises(SystemExit, match="7"):
+            rows.map(lambda row: sys.exit(7), lazy=False)
+        living = [psutil.Process(pid) for pid in pids]
+    assert not psutil.wait_procs(living, timeout=30)[1]
 
 
 def test_lazy_rows_that_a_script_reads_by_itself_start_no_worker(tmp_path: Path) -> None:
