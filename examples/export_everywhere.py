@@ -1,8 +1,8 @@
 """One classifier and one language model in every format that other runtimes load, offline and on a CPU.
 
 Every export is written from the unquantized weights and then run in its target: the last column is how far the logits
-there are from the model's. Stop it at any moment and run it again: the training goes on, and exports are written whole
-or not at all. With --short it shows that it works, and no more.
+there are from the model's. Stop it at any moment and run it again: the training goes on, and exports that are
+there, which are written whole or not at all, are kept. With --short it shows that it works, and no more.
 """
 
 import importlib.util
@@ -58,12 +58,14 @@ for title, model, formats in [
     ("SmolLM2", smollm, FOR_LANGUAGE_MODELS[1:2] if SHORT else FOR_LANGUAGE_MODELS),
 ]:
     for name, options in formats:
-        reason = model.why_not_export(name, **options)
-        if reason:
-            print(f"{title} does not go into {name}: {reason}")
-            continue
         folder = OUTPUT / "exports" / "-".join([title, name, *options.values()])
-        written.append((title, model.export(name, to=folder, texts=texts, **options)))
+        if not folder.is_dir():
+            reason = model.why_not_export(name, **options)
+            if reason:
+                print(f"{title} does not go into {name}: {reason}")
+                continue
+            model.export(name, to=folder, texts=texts, **options)
+        written.append((title, folder))
     model.unload_model()
 
 print(f"\n{'model':8} {'format':32} {'MB':>7}  {'loads in':34} logits' distance")

@@ -95,8 +95,7 @@ def export_model(
             raise MethodMisfit(f'{trained!r} cannot be exported as "{form.name}": {reason}')
         compared = _compared(trained, texts)
         with new_export(target, "Exporting a model", (CARD_NAME, EXPORT_NAME)) as draft:
-            # Loaded again: a tokenizer that was used has the truncation of its last call.
-            form.write(model, type(source)(source.path).tokenizer, draft, codes)
+            form.write(model, source.new_tokenizer(), draft, codes)
             copy_modules(source.path, draft)
             write_card(draft, trained.card)
             _checked(form, model, tokenizer, draft, compared).write(draft)

@@ -121,8 +121,7 @@ class TrainedModel:
 
         from datadreamer_like import formats  # noqa: F401  (registers its own architectures)
 
-        source = hf_source(self.path)
-        with loading(source):
+        with loading(source := hf_source(self.path)):
             return cast("PretrainedConfig", AutoConfig.from_pretrained(source.name, **source.options))
 
     @property
@@ -203,22 +202,26 @@ class TrainedModel:
 
         from datadreamer_like import formats
 
-        options = {} if self.dtype is None else {"dtype": self.dtype}
+        options: dict[str, Any] = {} if self.dtype is None else {"dtype": self.dtype}
         source = hf_source(self.path)
         with loading(source, weights=True):
             if source.gguf_file is None:
                 model = formats.load(self.path, **options)
             else:
-                model = AutoModelForCausalLM.from_pretrained(source.name, **source.options, **options)
+                options |= {"config": self.config, **source.options}
+                model = AutoModelForCausalLM.from_pretrained(source.name, **options)
                 forget_gguf(model)
         if self.device is not None:
             model.to(self.device)
-        model.eval()
-        return cast("PreTrainedModel", model)
+        return cast("PreTrainedModel", model.eval())
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The model's tokenizer; `MethodMisfit` for a model that reads texts without one."""
+        return self.new_tokenizer()
+
+    def new_tokenizer(self) -> PreTrainedTokenizerBase:
+        """Loads the tokenizer as it was saved: one that was used has the truncation of its last call."""
         from transformers import AutoTokenizer
 
         if getattr(self.config, "reads_texts", False):
@@ -226,8 +229,7 @@ class TrainedModel:
                 f"{self!r} reads texts without a tokenizer, so it cannot be used where tokens are needed: as the start "
                 "of training, for calibration, or as a teacher of tokens. Choose a transformers model."
             )
-        source = hf_source(self.path)
-        with loading(source):
+        with loading(source := hf_source(self.path)):
             return cast("PreTrainedTokenizerBase", AutoTokenizer.from_pretrained(source.name, **source.options))
 
     def unload_model(self) -> None:
