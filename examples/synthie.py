@@ -14,8 +14,6 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from peft import LoraConfig
-
 from datadreamer_like import DataDreamer
 from datadreamer_like.models import LlamaCPP
 from datadreamer_like.recipes import SynthIE
@@ -53,6 +51,8 @@ with DataDreamer(FOLDER):
     columns = {"text": [written(each, draw) for each in gold], "facts": [[*map(list, each)] for each in gold]}
     test = DataSource("Test", columns).output
     texts = DataSource("Texts", {"text": [written(person(draw), draw) for _ in range(ROWS)]}).output["text"]
+
+    from peft import LoraConfig  # slow to import
 
     adapter = LoraConfig(r=8, target_modules=["q_proj", "v_proj"])
     llm = LlamaCPP(SMOLLM)  # to use an API, change this line: OpenAI("gpt-5-mini")
