@@ -12,8 +12,7 @@ from pathlib import Path
 
 from datadreamer_like import DataDreamer
 from datadreamer_like.distillation import Combined, SequenceLevel, WordLevel
-from datadreamer_like.models import HFTransformers
-from datadreamer_like.models.trained.trained_model import TrainedModel
+from datadreamer_like.models import HFTransformers, TrainedModel
 from datadreamer_like.steps import CSVDataSource
 from datadreamer_like.trainers import TrainHFFineTune
 
@@ -39,8 +38,7 @@ def make_student(tokenizer):
         max_position_embeddings=128, tie_word_embeddings=True, bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(STUDENT)
-    tokenizer.save_pretrained(STUDENT)
+    TrainedModel.save(LlamaForCausalLM(config), tokenizer, STUDENT)
 
 
 if not TEACHER.exists():

@@ -15,6 +15,7 @@ from datadreamer_like.storage.folders import explained
 
 from ..exports.report import EXPORT_NAME, Runtime, opened
 from ..model import free_memory
+from ..quiet import quiet
 from .confidence import CONFIDENCE_NAME, Confidence
 from .hf_source import forget_gguf, hf_source, loading, local_folder
 from .model_facts import Task, count_parameters, dtype_name, head_options, imports_of, task_of
@@ -104,7 +105,7 @@ class TrainedModel:
         A compressed model keeps its layout; the card is saved with its lineage.
         """
         folder = Path(folder).expanduser()
-        with explained("Saving a model", folder):
+        with explained("Saving a model", folder), quiet():
             cast("PreTrainedModel", model).save_pretrained(str(folder))
             if tokenizer is not None:
                 tokenizer.save_pretrained(str(folder))
