@@ -30,6 +30,7 @@ from .plan import Forecast
 from .progress import describe_usage, duration
 from .results import Kept, Outcome, Results, Unmade, Wanted
 from .session import DataDreamer, current_session
+from .threads import interrupt_check
 from .tracebacks import noting_errors
 from .usage import Usage, counting, current_usage
 
@@ -280,10 +281,11 @@ class Node:
     def _run_build(self, draft: Path) -> Outcome:
         assert self.session is not None
         logger.debug('running "%s"', self.name)
-        started = time.monotonic()
+        started, check = time.monotonic(), interrupt_check()
         showing = self.session.progress.show(self.name, self.usage, self.progress_interval)
         with counting(self.usage), showing, self.noting_changes():
             outcome = self.build(draft)
+            check()
             if isinstance(outcome, Kept):
                 self._complete(outcome.manifest, time.monotonic() - started)
         return outcome
