@@ -271,12 +271,15 @@ class Node:
         if self.keeps_failed_rows:
             return found
         logger.info('%s: requesting %s failed rows again; on_error="keep" leaves them', self.name, count)
+        self.usage.retries = True
         try:
             return results.make(replace(wanted, again=True), self._run_build)
         except ModelError as error:
             text = "%s: its %s failed rows cannot be requested again now, so the earlier result is used: %s"
             logger.warning(text, self.name, count, error)
             return found
+        finally:
+            self.usage.retries = False
 
     def _run_build(self, draft: Path) -> Outcome:
         assert self.session is not None
