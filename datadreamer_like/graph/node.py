@@ -30,6 +30,7 @@ from .plan import Forecast
 from .progress import describe_usage, duration
 from .results import Kept, Outcome, Results, Unmade, Wanted
 from .session import DataDreamer, current_session
+from .threads import interrupt_check
 from .tracebacks import noting_errors
 from .usage import Usage, counting, current_usage
 
@@ -270,20 +271,24 @@ class Node:
         if self.keeps_failed_rows:
             return found
         logger.info('%s: requesting %s failed rows again; on_error="keep" leaves them', self.name, count)
+        self.usage.retries = True
         try:
             return results.make(replace(wanted, again=True), self._run_build)
         except ModelError as error:
             text = "%s: its %s failed rows cannot be requested again now, so the earlier result is used: %s"
             logger.warning(text, self.name, count, error)
             return found
+        finally:
+            self.usage.retries = False
 
     def _run_build(self, draft: Path) -> Outcome:
         assert self.session is not None
         logger.debug('running "%s"', self.name)
-        started = time.monotonic()
+        started, check = time.monotonic(), interrupt_check()
         showing = self.session.progress.show(self.name, self.usage, self.progress_interval)
         with counting(self.usage), showing, self.noting_changes():
             outcome = self.build(draft)
+            check()
             if isinstance(outcome, Kept):
                 self._complete(outcome.manifest, time.monotonic() - started)
         return outcome

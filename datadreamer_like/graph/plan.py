@@ -143,19 +143,19 @@ class Plan:
 
     @property
     def requests(self) -> int | None:
-        """Prompts to send; None if that of some node is unknown."""
-        counts = [node.forecast.requests for node in self._to_run()]
+        """Prompts to send, those of failed rows too; None if that of some node is unknown."""
+        counts = [node.forecast.requests for node in self._to_run()] + [node.retried_rows for node in self.nodes]
         return None if None in counts or self.ends_at else sum(count for count in counts if count is not None)
 
     @property
     def cost(self) -> float | None:
-        """US dollars expected; None if those of some node are unknown."""
-        return None if self.ends_at else _sum([node.forecast.cost for node in self._to_run()])
+        """US dollars expected; None if those of some node are unknown, as those of failed rows are."""
+        return None if self.ends_at else self._sum_of("cost")
 
     @property
     def most_cost(self) -> float | None:
         """US dollars if every request costs its worst case; None if that of some node is unknown."""
-        return None if self.ends_at else _sum([node.forecast.most_cost for node in self._to_run()])
+        return None if self.ends_at else self._sum_of("most_cost")
 
     @property
     def unknown(self) -> list[str]:
@@ -169,11 +169,12 @@ class Plan:
             lines.append(f"The plan ends here: {self.ends_at}")
         known = [node.forecast for node in self._to_run()]
         cached = sum(node.state == "cached" for node in self.nodes)
-        requests = sum(each.requests or 0 for each in known)
+        retried = sum(node.retried_rows for node in self.nodes)
+        requests = sum(each.requests or 0 for each in known) + retried
         total = f"{cached} of {len(self.nodes)} nodes are cached. {requests:,} requests to send"
         total += " up to where the plan ends" if self.ends_at else ""
-        if any(each.requests != 0 for each in known):
-            total += f", {_money(_sum([each.cost for each in known]), _sum([each.most_cost for each in known]))}"
+        if retried or any(each.requests != 0 for each in known):
+            total += f", {_money(self._sum_of('cost'), self._sum_of('most_cost'))}"
         names = ", ".join(f'"{name}"' for name in self.unknown)
         return "\n".join([*lines, f"{total}{f'; and what is unknown of {names}' if names else ''}."])
 
@@ -222,6 +223,10 @@ class Plan:
         for name, kind in self._waiting.items():
             self.nodes.append(PlannedNode(name, kind, "unknown"))
         self._waiting.clear()
+
+    def _sum_of(self, costs: Literal["cost", "most_cost"]) -> float | None:
+        failed = [None for node in self.nodes if node.retried_rows]
+        return _sum([*(getattr(node.forecast, costs) for node in self._to_run()), *failed])
 
     def _to_run(self) -> list[PlannedNode]:
         return [node for node in self.nodes if node.state != "cached"]

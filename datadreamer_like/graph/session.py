@@ -25,7 +25,7 @@ from .plan import Plan, planning, started_plan
 from .progress import Progress, ProgressHandler
 from .ray_engine import RayEngine
 from .results import Results
-from .threads import Task, interrupt_all
+from .threads import Task, counting_interrupts, interrupt_all
 from .tracebacks import show_briefly
 
 logger = logging.getLogger("datadreamer_like")
@@ -160,6 +160,7 @@ class DataDreamer:
             )
             if is_free and not os.environ.get("DATADREAMER_LIKE_FULL_TRACEBACK"):
                 sys.excepthook = show_briefly
+            ending.enter_context(counting_interrupts())
             self._start_logging(ending)
             ending.callback(self._close_answers)
             if self.planned is None:

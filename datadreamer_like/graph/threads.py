@@ -1,13 +1,16 @@
-"""Threads that Ctrl-C ends: they can be interrupted, and do not keep the interpreter alive."""
+"""Ctrl-C: threads that it ends, which do not keep the interpreter alive, and code of the script that ignores it."""
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import ctypes
 import queue
+import signal
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -17,6 +20,52 @@ T = TypeVar("T")
 # Python delivers an interrupt to a thread only between two waits.
 _POLL_SECONDS = 0.1
 _INTERRUPT_SECONDS = 1.2
+# How often KeyboardInterrupt was raised in each thread, by its identifier
+_interrupts: Counter[int] = Counter()
+
+
+@contextlib.contextmanager
+def counting_interrupts() -> Iterator[None]:
+    """Counts what Ctrl-C raises in the main thread inside the block; a handler that is not Python's own stays."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        _interrupts[threading.get_ident()] += 1
+        signal.default_int_handler(number, frame)
+
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGINT) is interrupt:
+            with contextlib.suppress(ValueError):  # stopped in a different thread
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def interrupt_check() -> Callable[[], None]:
+    """Returns a function that raises KeyboardInterrupt if this thread was interrupted since this call.
+
+    A function of the script, such as one with a bare `except:`, may have caught it: what it then returned is no value.
+    """
+    thread = threading.get_ident()
+    before = _interrupts[thread]
+
+    def check() -> None:
+        if _interrupts[thread] != before:
+            raise KeyboardInterrupt
+
+    return check
+
+
+def uninterrupted(function: Callable[..., T], *args: Any) -> T:
+    """Calls a function of the script; raises KeyboardInterrupt if it caught one."""
+    check = interrupt_check()
+    value = function(*args)
+    check()
+    return value
 
 
 class Task(Generic[T]):
@@ -57,6 +106,7 @@ class Task(Generic[T]):
     def interrupt(self) -> None:
         """Raises KeyboardInterrupt in the thread, as soon as it runs Python code."""
         if not self.done() and self._thread.ident is not None:
+            _interrupts[self._thread.ident] += 1
             interrupt = ctypes.py_object(KeyboardInterrupt)
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread.ident), interrupt)
 

@@ -29,6 +29,7 @@ class Usage:
         cost: US dollars spent; 0 if nothing was paid for, None if a price is unknown.
         failed: Indices of rows with an error instead of a value, in order of failure.
         retriable_rows: Number of these that may succeed if they are requested again.
+        retries: Whether the node runs again for these, so that the other failed rows are left as they are.
         failures: Messages of the first thousand of these, by row index.
         note: Current activity, for the progress display.
     """
@@ -42,6 +43,7 @@ class Usage:
     cost: float | None = 0.0
     failed: array[int] = field(default_factory=lambda: array("q"))
     retriable_rows: int = 0
+    retries: bool = False
     failures: dict[int, str] = field(default_factory=dict)
     note: str = ""
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)

@@ -38,21 +38,29 @@ class Session:
     def __init__(self, folder: Path, make: type) -> None:
         self.folder, self.make = folder, make
         self.refused: dict[str, str] = {}
+        self.cut_off: set[str] = set()
         self.server = FlakyServer(self.reply)
 
     def reply(self, body: Any, before: int) -> Reply:
         prompt = prompt_of(body)
+        if prompt in self.cut_off:
+            return Reply("", finish_reason="length")
         return Reply(self.refused[prompt], status=400) if prompt in self.refused else Reply(f"answer {prompt}")
+
+    def script(self, calls: list[int], **args: Any) -> Any:
+        """Makes the steps, and returns the one that asks."""
+        asked = DataSource("Questions", data={"prompts": PROMPTS})
+        llm = OpenAI("m", base_url=self.server.url, api_key="x")
+        answers = self.make("Ask", inputs={"prompts": asked.output["prompts"]}, args={"llm": llm, **args})
+        answers.map(lambda row, calls=calls: calls.append(1) or row, lazy=False, name="Below")
+        return answers
 
     def run(self, **args: Any) -> tuple[list[Any], int, int]:
         """Returns the answers, the number of requests sent, and how many of the dependent steps ran."""
         calls: list[int] = []
         sent = self.server.seen.total()
         with DataDreamer(self.folder):
-            asked = DataSource("Questions", data={"prompts": PROMPTS})
-            llm = OpenAI("m", base_url=self.server.url, api_key="x")
-            answers = self.make("Ask", inputs={"prompts": asked.output["prompts"]}, args={"llm": llm, **args})
-            answers.map(lambda row, calls=calls: calls.append(1) or row, lazy=False, name="Below")
+            answers = self.script(calls, **args)
             return list(answers.output["generations"]), self.server.seen.total() - sent, len(calls) // len(PROMPTS)
 
 
@@ -84,6 +92,21 @@ def test_only_failed_rows_are_requested_again_and_dependents_run_if_a_row_change
     session.refused = {}
     assert session.run() == (answers(), 1, 1)
     assert session.run() == (answers(), 0, 0)
+
+
+def test_answers_that_cannot_be_used_are_not_paid_for_again(session: Session) -> None:
+    session.refused = {"q1": "bad", "q4": "bad"}
+    session.cut_off = {"q2", "q3"}
+    assert session.run() == (answers(1, 2, 3, 4), 6, 1)
+    with DataDreamer(session.folder).plan() as plan:
+        session.script([])
+    assert plan.requests == 2
+    assert plan.cost is None
+    assert "2 requests to send, cost unknown" in str(plan)
+    assert session.run() == (answers(1, 2, 3, 4), 2, 0)
+    session.refused = {}
+    assert session.run() == (answers(2, 3), 2, 1)
+    assert session.run() == (answers(2, 3), 0, 0)
 
 
 def test_a_server_that_is_gone_leaves_the_earlier_result_in_use(session: Session) -> None:

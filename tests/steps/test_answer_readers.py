@@ -179,6 +179,10 @@ SCORES: list[tuple[object, float | None]] = [
     ("Score: 7. Wait, I missed an error. Score: 6", 6.0),
     ("Score: 7\n\nActually, the score is 5.", 5.0),
     ("Score: 7. Wait.", None),
+    ("Score: 7 → 8", None),
+    ("7 => because it is correct", 7.0),
+    ("Score: 7, no, 8", None),
+    ("Score: 7, no errors in 3 pages", 7.0),
     ("Score: 7. Wait times are not discussed.", 7.0),
     ("Humor: 7", 7.0),
     ("Sense of humour: 7/10", 7.0),
@@ -321,6 +325,11 @@ YES_OR_NO: list[tuple[object, bool | None]] = [
 ]
 
 WINNERS: list[tuple[object, str | None]] = [
+    ("Response A is preferable to Response B in tone; overall B", "b"),
+    ("B is clearer, but overall, A.", "a"),
+    ("A is longer. On balance, Response B because it is right.", "b"),
+    ("Overall A and B are close.", None),
+    ("Overall, B is worse.", "a"),
     ("A", "a"),
     ("b", "b"),
     ("Response B", "b"),

@@ -16,6 +16,7 @@ from datadreamer_like.errors import (
     Unavailable,
     UnknownModel,
 )
+from datadreamer_like.graph.threads import uninterrupted
 
 from ..model import free_memory
 from .failures import A
@@ -118,7 +119,7 @@ class BatchEngine(Engine[Q, A]):
         for job in batch:
             job.tries += 1
         try:
-            answers = self._ask([job.request for job in batch])
+            answers = uninterrupted(self._ask, [job.request for job in batch])
         except (AuthenticationFailed, Unavailable, UnknownModel):
             raise
         except ModelError as error:

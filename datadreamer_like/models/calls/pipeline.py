@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -24,14 +23,12 @@ from ..model import Model
 from .failures import A, Rejected
 from .garbage import collecting_rarely
 from .options import Run
+from .prompt_source import PromptSource
 
 logger = logging.getLogger("datadreamer_like")
 
 P = TypeVar("P")
 Q = TypeVar("Q")
-
-# Target time of reading a chunk of prompts: shorter chunks add overhead, longer ones leave slots idle.
-_READ_SECONDS = 0.02
 
 
 class Calls(ABC, Generic[P, Q, A]):
@@ -135,22 +132,31 @@ class Recorder(Generic[P, Q, A]):
         self.stored.append((job, self.calls.decode(value)))
         return True
 
+    def lasting_failures(self, jobs: Sequence[Job[Q, A]]) -> list[ModelError | None]:
+        """Returns why jobs have failed for good before, while only other failed rows are requested again."""
+        if not self.usage.retries:
+            return [None] * len(jobs)
+        values = self.store.get_many([_failure_key(job.key) for job in jobs])
+        return [None if value is None else ModelError(value.decode("utf-8", "surrogatepass")) for value in values]
+
     def record(self, finished: Sequence[tuple[Job[Q, A], A]]) -> None:
         """Stores answers in one transaction."""
-        items = []
+        items, failures = [], []
         prompt_tokens = completion_tokens = requests = 0
         cost: float | None = 0.0
         for job, answer in finished:
             requests += job.tries
             if answer.error is None:
                 items.append((job.key, self.calls.encode(answer)))
+            elif answer.error.lasting:
+                failures.append((_failure_key(job.key), str(answer.error).encode("utf-8", "surrogatepass")))
             # A failed row may cost money too.
             prompt_tokens += answer.prompt_tokens
             completion_tokens += answer.completion_tokens
             cost = None if cost is None or answer.cost is None else cost + answer.cost
-        if items:
-            self.store.put_many(items)
-            self.knows_answers = True
+        if items or failures:
+            self.store.put_many(items + failures)
+            self.knows_answers = self.knows_answers or bool(items)
         self.usage.add(requests=requests, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens, cost=cost)
         self.stored.extend(finished)
 
@@ -209,7 +215,7 @@ def run_calls(
     open_store, usage = _model_answers(model), current_usage()
 
     def answers() -> Iterator[A]:
-        source = _Source(prompts)
+        source = PromptSource(prompts)
         done = 0
         with collecting_rarely(), open_store() as store, Claims(store) as claims:
             recorder = Recorder(calls, store, usage, claims, asks_again=run.force)
@@ -258,29 +264,6 @@ def _model_answers(model: Model) -> Callable[[], AbstractContextManager[AnswerSt
     # The session closes it. `setdefault` decides between two threads that both made one.
     kept = session.in_memory_answers
     return lambda: nullcontext(kept[file] if file in kept else kept.setdefault(file, AnswerStore(":memory:")))
-
-
-class _Source(Generic[P]):
-    """Reads prompts in chunks: large ones from a fast iterable, single prompts from a slow one."""
-
-    def __init__(self, prompts: Iterable[P]) -> None:
-        self._iterator = iter(prompts)
-        self.size = 1
-        self.slow = False
-        self.ended = False
-
-    def read(self, room: int, most: int) -> list[P]:
-        size = min(self.size, room)
-        started = time.monotonic()
-        chunk = list(islice(self._iterator, size))
-        took = time.monotonic() - started
-        self.ended = len(chunk) < size
-        self.slow = size == 1 and took > _READ_SECONDS
-        if took > _READ_SECONDS / 2:
-            self.size = max(1, min(int(size * _READ_SECONDS / took), most))
-        elif size == self.size:
-            self.size = min(2 * size, most)
-        return chunk
 
 
 @dataclass
@@ -339,10 +322,13 @@ class _Pending(Generic[P, Q, A]):
             again: list[Job[Q, A]] = []
             sent = len(new)
             known = self.recorder.stored_values(jobs, self.run.force)
-            for job, value in zip(jobs, known, strict=True):
+            failures = self.recorder.lasting_failures(jobs)
+            for job, value, failure in zip(jobs, known, failures, strict=True):
                 if value is not None and (not self.run.force or job.key in self.fresh):
                     if not self._take(job, decode(value)):
                         again.append(job)
+                elif failure is not None and not self.run.force:
+                    self._take(job, self.recorder.calls.failed(failure))
                 elif job.key in self.in_flight:
                     self.in_flight[job.key].append(job)
                 else:
@@ -382,6 +368,10 @@ class _Pending(Generic[P, Q, A]):
         job.key, job.request = calls.follow_up(job.key, job.request, answer, checked.reason)
         job.tries = job.without_text = 0
         return False
+
+
+def _failure_key(key: bytes) -> bytes:
+    return key + b"failed"
 
 
 def _progress_logger(who: str, what: str, total: int | None, run: Run) -> Callable[[int], None]:

@@ -16,6 +16,7 @@ from datadreamer_like.graph.node import Node
 from datadreamer_like.graph.origin import INPUT, Every, From, Origin, Piece, RowsFrom, Several, Stated, Traced
 from datadreamer_like.graph.output import OutputDatasetMixin, OutputIterableDataset, rows_of_iterable
 from datadreamer_like.graph.rows import BATCH_SIZE, Rows, rebatched
+from datadreamer_like.graph.threads import interrupt_check
 from datadreamer_like.storage.schemas import widened
 from datadreamer_like.storage.values import given_batch, to_batch
 
@@ -191,8 +192,9 @@ def _row_batches(rows: Iterable[Any], expected: Expected, dicts: bool = True, la
 
 def _in_portions(rows: Iterable[Any]) -> Iterator[list[Any]]:
     portion: list[Any] = []
-    due = time.monotonic() + _FLUSH_SECONDS
+    due, check = time.monotonic() + _FLUSH_SECONDS, interrupt_check()
     for row in rows:
+        check()
         portion.append(row)
         if len(portion) >= BATCH_SIZE or time.monotonic() >= due:
             yield portion
@@ -203,8 +205,9 @@ def _in_portions(rows: Iterable[Any]) -> Iterator[list[Any]]:
 
 
 def _batches(batches: Iterable[Any], expected: Expected) -> StatedBatches:
-    reader = BatchReader(expected.shapes)
+    reader, check = BatchReader(expected.shapes), interrupt_check()
     for given in batches:
+        check()
         batch, sources = (given.value, given.sources) if isinstance(given, Traced) else (given, None)
         if isinstance(batch, pa.RecordBatch):
             if set(batch.schema.names) != set(expected.outputs):

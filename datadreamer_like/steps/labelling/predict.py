@@ -23,9 +23,9 @@ class Predict(Step):
 
     Inputs: `texts`. Args: `model` (a trainer, a stage, a `TrainedModel`, a folder, an id on the Hub, or a
     `distillation.TextTeacher`), `batch_size`, `max_length` (in tokens; None for the model's own limit), `lazy`.
-    Outputs: `texts`, `labels` (lists for a multi-label model), `probabilities` (of the label; None for a multi-label
-    model), `soft_labels` (mappings from class to probability, which `TrainHFClassifier` takes as labels). A missing
-    text has none.
+    Outputs: `texts`, `labels` (texts, also of classes that are numbers; lists for a multi-label model),
+    `probabilities` (of the label; None for a multi-label model), `soft_labels` (mappings from class to probability,
+    which `TrainHFClassifier` takes as labels). A missing text has none.
 
     Example:
         >>> said = Predict("Topics", inputs={"texts": rows.output["text"]}, args={"model": teacher})  # doctest: +SKIP

@@ -18,6 +18,7 @@ from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.node import reading_engine
 from datadreamer_like.graph.origin import Every
 from datadreamer_like.graph.rows import BATCH_SIZE, Batch, Rows, rebatched
+from datadreamer_like.graph.threads import interrupt_check
 from datadreamer_like.graph.usage import current_usage
 from datadreamer_like.storage.schemas import widened
 from datadreamer_like.storage.values import BAD_COLUMN_NAME, frame_columns, is_column_name, to_batch, to_columns
@@ -110,12 +111,14 @@ class Call:
 
     def _results(self, arguments: Iterable[tuple[Any, ...]], indices: range, what: str) -> Iterator[Any]:
         """Calls the function, reports progress, and adds the step, the row's position and columns to an error."""
-        usage = current_usage()
+        usage, check = current_usage(), interrupt_check()
         due = time.monotonic() + _PROGRESS_SECONDS
         index = indices.start
         try:
             for index, given in enumerate(arguments, indices.start):
-                yield self.function(*given)
+                result = self.function(*given)
+                check()
+                yield result
                 if time.monotonic() >= due:
                     usage.note = f"row {index + 1:,}"
                     due = time.monotonic() + _PROGRESS_SECONDS

@@ -12,6 +12,7 @@ from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.node import reading_engine
 from datadreamer_like.graph.origin import From, Traced
 from datadreamer_like.graph.output import Batch
+from datadreamer_like.graph.threads import uninterrupted
 from datadreamer_like.models.calls.failures import Rejected
 from datadreamer_like.models.calls.llm_calls import Repeated
 from datadreamer_like.models.llms.generation import Answer, Generation, Prompt
@@ -311,7 +312,7 @@ class PromptStep(Step):
     def call(self, name: str, *values: Any) -> Any:
         """Calls a function given as an argument; if it raises, raises `RejectedAnswer`, which fails the row."""
         try:
-            return self._args[name](*values)
+            return uninterrupted(self._args[name], *values)
         except Exception as error:
             text = values[0].text if isinstance(values[0], Answer) else str(values[0])
             raise RejectedAnswer.of(text, f"{name} raised {described(error)}.") from error

@@ -51,7 +51,10 @@ _SIGNED = re.compile(r"(?:^|[:=(\[,\n]\s?|\b(?:is|a|an|of|at|it|this|be|say|as)\
 # What may follow a score: its unit, the end of a phrase, a reason; a noun makes it a count.
 _UNIT = r"(?:\s?%|\s?(?:points?|pts?|stars?|percent|marks?)\b)?"
 _ENDS = re.compile(
-    rf"{_UNIT}(?:$|\s?[;:!?)\]}}\"'~](?!\s?\d)|\s?[.,](?!\d)(?!\s\d)(?!\s(?:or|maybe|perhaps|possibly|probably)\b[^.]{{0,12}}\d)|\n|\s?[–—]\s(?!\d)|\s-\s(?!\d)|\s?(?:[(\[]|=>|→)"
+    rf"{_UNIT}(?:$|\s?[;:!?)\]}}\"'~](?!\s?\d)"
+    r"|\s?[.,](?!\d)(?!\s\d)(?!\s(?:or|maybe|perhaps|possibly|probably)\b[^.]{0,12}\d)"
+    r"(?!\s(?:no|rather|make (?:it|that)),?\s\d)"
+    r"|\n|\s?[–—]\s(?!\d)|\s-\s(?!\d)|\s?(?:[(\[]|(?:=>|→)(?!\s?\d))"
     r"|\s(?:because|since|as|for|but|given|due|based|overall|on|with|considering|although|though|however|here|which|"
     r"would be my|is my|it|this|the|reason|and(?!\s\S{0,5}\d)|in(?!\s\d))\b|\s[A-Z][a-z])"
 )

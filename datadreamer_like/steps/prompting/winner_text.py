@@ -24,6 +24,12 @@ _LEADS = re.compile(
     r"|,\s(?:because|since|as|for|due|by|it|its|given|which|clearly|definitely|without|hands|the|this)\b)?",
     re.IGNORECASE,
 )
+# "A is preferable in tone; overall B.", "A is clearer, but overall B."
+_SUMS_UP = re.compile(
+    r"(?:^|[,–—] )(?:so |but |and |yet )?"
+    r"(?:overall|finally|in the end|in total|in conclusion|in summary|all in all|on balance),? $",
+    re.IGNORECASE,
+)
 _VERB = r"(?:is|was|seems|looks|appears|has|would be|performs|does|reads|feels|sounds|comes|gives|provides|offers)"
 _GAP = "[^.;,\x01\x02]{0,40}?"
 _PRAISE = re.compile(
@@ -89,9 +95,11 @@ def _preference(sentence: Sentence, place: int) -> tuple[int, bool]:
     if _says(_BLAME, after) or _UNDER.match(after):
         return rank, False
     leads = _LEADS.match(after)
-    if not before and (sentence.is_first or sentence.is_last) and leads and (leads[0] or not after):
+    sums_up = _SUMS_UP.search(before)
+    begins = not before or (sums_up is not None and sums_up.start() == 0)
+    if begins and (sentence.is_first or sentence.is_last) and leads and (leads[0] or not after):
         return rank, True
-    if before.endswith("but ") and after in ("", ".", "!"):
+    if (sums_up or before.endswith("but ")) and after in ("", ".", "!"):
         return rank, True
     return int(_says(_COMPARED, after)), True
 

@@ -14,6 +14,7 @@ from datadreamer_like.graph.identity import class_part
 from datadreamer_like.graph.output import iterable_schema
 from datadreamer_like.graph.results import Kept
 from datadreamer_like.graph.rows import Rows, Table
+from datadreamer_like.graph.threads import interrupt_check
 from datadreamer_like.storage.schemas import with_schema
 from datadreamer_like.storage.tables import with_saved_keys
 from datadreamer_like.storage.values import BAD_COLUMN_NAME, is_column_name
@@ -162,7 +163,9 @@ class DataSource(Source):
         return first, list(map(ByContent, files))
 
     def _checked(self, rows: Iterable[Any], names: list[str]) -> Iterator[Row]:
+        check = interrupt_check()
         for index, row in enumerate(rows):
+            check()
             _check_row(self.name, index, row)
             for name in row:
                 if name not in names:
