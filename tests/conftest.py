@@ -54,6 +54,14 @@ _loaded = 0
 gc.disable()
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Lets the workers of xdist share one server of warm processes."""
+    if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
+        from warm_server import addresses
+
+        addresses()
+
+
 def pytest_collection_finish() -> None:
     """Takes what was collected out of later garbage collections."""
     gc.freeze()
