@@ -57,9 +57,9 @@ gc.disable()
 def pytest_configure(config: pytest.Config) -> None:
     """Lets the workers of xdist share one server of warm processes."""
     if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
-        from warm_server import addresses
+        import warm_server
 
-        addresses()
+        warm_server.start(at_once=config.args_source is pytest.Config.ArgsSource.TESTPATHS, seen=False)
 
 
 def pytest_collection_finish() -> None:

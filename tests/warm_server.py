@@ -19,35 +19,39 @@ _alive = os.pipe()
 def addresses() -> list[str]:
     """Where processes are asked for, plain ones and full ones.
 
-    The first call starts the servers, also for the processes that inherit the environment; they end with this process.
+    The first call starts the servers, if no process that this one comes from did.
     """
     if _ADDRESSES not in os.environ:
-        os.environ[_ADDRESSES] = os.pathsep.join(_start())
+        start()
     return os.environ[_ADDRESSES].split(os.pathsep)
 
 
-def _start() -> list[str]:
+def start(at_once: bool = False, seen: bool = True) -> None:
+    """Starts the servers for this process and those that inherit its environment; they end with this process.
+
+    They load the libraries at once, or at the first request. What their processes print, other than to pipes of their
+    own, is seen or not.
+    """
     found = [str(Path(util.get_temp_dir()) / name) for name in ("plain", "full")]
     listeners = [socket.socket(socket.AF_UNIX) for _ in found]
     for listener, address in zip(listeners, found, strict=True):
         listener.bind(address)
         listener.listen()
     passed = [*(listener.fileno() for listener in listeners), _alive[0]]
-    seen = "PYTEST_CURRENT_TEST" in os.environ  # else its output would go to the terminal
-    code = f"import sys; sys.path[:] = {sys.path!r}; from warm_server import serve; serve(*{passed}, {seen})"
+    code = f"import sys; sys.path[:] = {sys.path!r}; from warm_server import serve; serve(*{passed}, {at_once}, {seen})"
     util.spawnv_passfds(sys.executable.encode(), [sys.executable, "-c", code], passed)
     for listener in listeners:
         listener.close()
-    return found
+    os.environ[_ADDRESSES] = os.pathsep.join(found)
 
 
-def serve(plain: int, full: int, alive: int, seen: bool) -> None:
-    """Forks for requests at two listening sockets, until the pipe `alive` has no writer; its output may be seen or not.
+def serve(plain: int, full: int, alive: int, at_once: bool, seen: bool) -> None:
+    """Forks for requests at two listening sockets, until the pipe `alive` has no writer.
 
     Processes asked for at `plain` have torch and transformers loaded and nothing of ours, those at `full` all of
-    `warm_libraries`. Nothing is loaded before the first request.
+    `warm_libraries`.
     """
-    if alive in select.select([plain, full, alive], [], [])[0]:
+    if not at_once and alive in select.select([plain, full, alive], [], [])[0]:
         return
     if not seen:
         for descriptor in (1, 2):
