@@ -54,6 +54,14 @@ _loaded = 0
 gc.disable()
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Lets the workers of xdist share one server of warm processes."""
+    if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
+        import warm_server
+
+        warm_server.start(at_once=config.args_source is pytest.Config.ArgsSource.TESTPATHS, seen=False)
+
+
 def pytest_collection_finish() -> None:
     """Takes what was collected out of later garbage collections."""
     gc.freeze()

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -138,25 +139,10 @@ class HubServer:
 
     def connect(self, monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
         """Makes the libraries of this process take this server for the Hub until the test ends."""
-        import datasets
-        from huggingface_hub import constants, hf_api
-        from transformers.utils import hub as of_transformers
-
         for name, value in self.environment(home).items():
             if name.startswith("HF_"):
                 monkeypatch.setenv(name, value)
-        # They read the environment when they are imported, which was before.
-        monkeypatch.setattr(constants, "ENDPOINT", self.url)
-        monkeypatch.setattr(hf_api.api, "endpoint", self.url)
-        monkeypatch.setattr(of_transformers, "_hf_api", None)  # made at its first use
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", self.url + "/{repo_id}/resolve/{revision}/{filename}"
-        )
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
-        monkeypatch.setattr(datasets.config, "HF_ENDPOINT", self.url)
-        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", home / "datasets")
+        take_for_hub(monkeypatch.setattr, self.url, home)
 
     def add_repo(self, kind: str, repo_id: str, *, private: bool = False) -> Repo:
         repo = self.repos[kind, repo_id] = Repo(kind, repo_id, private)
@@ -190,6 +176,23 @@ class HubServer:
                 fault.times -= 1
                 return fault
         return None
+
+
+def take_for_hub(put: Callable[[Any, str, Any], None], url: str, home: Path) -> None:
+    """Makes libraries that have read the environment take a server for the Hub, with a function like `setattr`."""
+    from huggingface_hub import constants, hf_api
+    from transformers.utils import hub as of_transformers
+
+    put(constants, "ENDPOINT", url)
+    put(hf_api.api, "endpoint", url)
+    put(of_transformers, "_hf_api", None)  # made at its first use
+    put(constants, "HF_HUB_DISABLE_XET", True)
+    put(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+    put(constants, "HF_HUB_CACHE", str(home / "hub"))
+    put(constants, "HF_TOKEN_PATH", str(home / "token"))
+    if "datasets" in sys.modules:
+        put(sys.modules["datasets"].config, "HF_ENDPOINT", url)
+        put(sys.modules["datasets"].config, "HF_DATASETS_CACHE", home / "datasets")
 
 
 class Handler(BaseHTTPRequestHandler):

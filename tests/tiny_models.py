@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 VOCABULARY = 90
 SIZES = {
@@ -84,6 +86,8 @@ MORE_FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
 
 def build(family: str) -> PreTrainedModel:
     """A random model whose biases and norms are random too, so that losing one shows."""
+    import torch
+
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = (FAMILIES | MORE_FAMILIES)[family]()
@@ -95,6 +99,8 @@ def build(family: str) -> PreTrainedModel:
 
 def batches(model: PreTrainedModel, count: int = 2, size: int = 4) -> list[dict[str, torch.Tensor]]:
     """Random batches with padding, and with labels where the model has a task."""
+    import torch
+
     generator = torch.Generator().manual_seed(1)
     found = []
     for _ in range(count):
@@ -115,6 +121,8 @@ def batches(model: PreTrainedModel, count: int = 2, size: int = 4) -> list[dict[
 
 def logits(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """The model's logits on a batch: [batch, classes], or [tokens, vocabulary] without those of padding."""
+    import torch
+
     inputs = {name: value for name, value in batch.items() if name != "labels"}
     if model.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = batch["input_ids"][:, :4]
@@ -142,7 +150,7 @@ def word_pieces(texts: Iterable[str] | dict[str, int], max_length: int = 64, **o
     backend.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
-    return PreTrainedTokenizerFast(
+    return transformers.PreTrainedTokenizerFast(
         tokenizer_object=backend,
         pad_token="[PAD]",
         unk_token="[UNK]",
@@ -164,19 +172,19 @@ def byte_pairs(texts: Iterable[str], vocabulary: int, special: list[str], **opti
         show_progress=False,
     )
     backend.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=backend, padding_side="left", **options)
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=backend, padding_side="left", **options)
 
 
 def made(kind: type[PreTrainedModel], config: Any, seed: int = 0) -> Any:
     """A model of random weights; the state of the random numbers is left as it was."""
+    import torch
+
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return kind(config)
 
 
-def bert(
-    tokenizer: PreTrainedTokenizerFast, kind: Any = transformers.BertForSequenceClassification, **config: Any
-) -> Any:
+def bert(tokenizer: PreTrainedTokenizerFast, kind: Any = None, **config: Any) -> Any:
     """A random BERT of two layers for a tokenizer; `config` overrides its sizes."""
     sizes: dict[str, Any] = {
         "vocab_size": len(tokenizer),
@@ -188,7 +196,7 @@ def bert(
         "pad_token_id": tokenizer.pad_token_id,
     }
     seed = config.pop("seed", 0)
-    return made(kind, transformers.BertConfig(**sizes | config), seed)
+    return made(kind or transformers.BertForSequenceClassification, transformers.BertConfig(**sizes | config), seed)
 
 
 def llama(tokenizer: PreTrainedTokenizerFast, seed: int = 0, **config: Any) -> Any:
@@ -209,6 +217,8 @@ def llama(tokenizer: PreTrainedTokenizerFast, seed: int = 0, **config: Any) -> A
 
 def fit(model: PreTrainedModel, steps: int, **batch: Any) -> None:
     """Trains a model for some steps on one batch."""
+    import torch
+
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     model.train()
     for _ in range(steps):

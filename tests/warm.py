@@ -1,7 +1,8 @@
-"""Scripts in processes that start with the heavy libraries loaded: forks of a server, one for each pytest process.
+"""Scripts in processes that start with the heavy libraries loaded: forks of a server, one for all workers of pytest.
 
 Loading torch, transformers and trl takes seconds of a processor, more than most scripts of the tests do. What concerns
-loading itself, such as what is imported or printed by it, needs a fresh interpreter instead.
+loading itself, such as what is printed by it, needs a fresh interpreter instead, and what concerns what our package
+brings with it, a process that has only torch and transformers: a plain one.
 """
 
 from __future__ import annotations
@@ -13,26 +14,60 @@ import runpy
 import sys
 import tempfile
 import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.reduction import DupFd
 from pathlib import Path
 from typing import Any
 
 import torch
+from warm_server import addresses
 
 # CUDA cannot be used in a fork of a process that has loaded it.
 CONTEXT = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "forkserver")
-CONTEXT.set_forkserver_preload(["tests.warm_libraries"])
+
+
+class _Servers(forkserver.ForkServer):
+    """What `CONTEXT` asks for processes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kind = 1
+        self._forkserver_alive_fd = os.open(
+            os.devnull, os.O_WRONLY
+        )  # the servers end with the process that starts them
+
+    def ensure_running(self) -> None:
+        resource_tracker.ensure_running()
+        self._forkserver_address = addresses()[self.kind]
+
+    @contextmanager
+    def plain(self) -> Iterator[None]:
+        """Lets processes that are started in the block have torch and transformers loaded, and nothing of ours."""
+        self.kind = 0
+        try:
+            yield
+        finally:
+            self.kind = 1
+
+
+_servers = _Servers()
+forkserver.connect_to_new_process = _servers.connect_to_new_process
 
 
 class WarmProcess:
     """A running script, with the part of `subprocess.Popen` that tests use: its output is in pipes, as text."""
 
-    def __init__(self, file: Path, arguments: list[str], environment: dict[str, str], folder: Path) -> None:
+    def __init__(
+        self, file: Path, arguments: list[str], environment: dict[str, str], folder: Path, plain: bool = False
+    ) -> None:
         self.args = [str(file), *arguments]
         readers, writers = zip(os.pipe(), os.pipe(), strict=True)
         ends = [DupFd(writer) for writer in writers]
         self._process = CONTEXT.Process(target=_run, args=(self.args, environment, str(folder), *ends))
-        self._process.start()
+        with _servers.plain() if plain else nullcontext():
+            self._process.start()
         for writer in writers:
             os.close(writer)
         self.stdout, self.stderr = (os.fdopen(reader, encoding="utf-8") for reader in readers)
@@ -74,12 +109,12 @@ class WarmProcess:
         return found["stdout"], found["stderr"]
 
 
-def printed_by(code: str, *arguments: str) -> str:
+def printed_by(code: str, *arguments: str, environment: Mapping[str, str] = os.environ, plain: bool = False) -> str:
     """Runs code in a warm process, as `python -c CODE ARGUMENTS`, and returns what it prints; refuses a failure."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "script.py"
         file.write_text(code, encoding="utf-8")
-        process = WarmProcess(file, list(arguments), dict(os.environ), Path(folder))
+        process = WarmProcess(file, list(arguments), dict(environment), Path(folder), plain)
         out, err = process.communicate(timeout=200)
         assert process.returncode == 0, err
     return out
@@ -94,6 +129,10 @@ def _run(arguments: list[str], environment: dict[str, str], folder: str, *ends: 
     sys.stdout, sys.stderr = (os.fdopen(place, "w", encoding="utf-8", buffering=1) for place in (1, 2))
     os.environ.clear()
     os.environ.update(environment)
+    if environment.keys() >= {"HF_ENDPOINT", "HF_HOME"}:  # the libraries have read others
+        from hub_server import take_for_hub
+
+        take_for_hub(setattr, environment["HF_ENDPOINT"], Path(environment["HF_HOME"]))
     os.chdir(folder)
     sys.argv = arguments
     sys.path.insert(0, str(Path(arguments[0]).parent))

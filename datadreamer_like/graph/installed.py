@@ -136,7 +136,15 @@ def _distribution_version(top: str) -> str:
         return f"python {sys.version_info.major}.{sys.version_info.minor}"
     if top == PACKAGE:
         return ""
+    if top not in _distributions():
+        _distributions.cache_clear()  # it may have been installed since
     try:
-        return importlib.metadata.version(importlib.metadata.packages_distributions().get(top, [top])[0])
+        return importlib.metadata.version(_distributions().get(top, [top])[0])
     except importlib.metadata.PackageNotFoundError:
         return str(getattr(sys.modules.get(top), "__version__", ""))
+
+
+@functools.cache
+def _distributions() -> dict[str, list[str]]:
+    """The names of the distributions of each top-level module: a quarter of a second to find."""
+    return dict(importlib.metadata.packages_distributions())

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import tiny_models
 
 
 @pytest.fixture(scope="session")
@@ -21,6 +20,8 @@ def small_cross_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _bert(folder: Path, num_labels: int) -> Path:
+    import tiny_models
+
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     letters = [f"{prefix}{letter}" for prefix in ("", "##") for letter in "abcdefghijklmnopqrstuvwxyz"]
     words = [*special, *letters, "cat", "dog", "sat", "mat", "the", *(f"never{i}" for i in range(200))]

@@ -6,8 +6,6 @@ import copy
 import dataclasses
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ import torch
 from subjects import PACKAGE, classes_of
 from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from warm import printed_by
 
 from datadreamer_like.compression import CompressionMethod
 from datadreamer_like.errors import DefinitionError, MethodMisfit
@@ -82,10 +81,7 @@ for folder in sys.argv[1:]:
         found[folder] = model(**batch).logits.tolist()
 print(json.dumps(found))
 """
-    command = [sys.executable, "-c", script, *map(str, saved.values())]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
+    return json.loads(printed_by(script, *map(str, saved.values()), plain=True))  # type: ignore[no-any-return]
 
 
 def test_there_are_methods_of_both_kinds() -> None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from hub_server import HubServer
+from warm import printed_by
 
 from datadreamer_like.errors import HubError
 from datadreamer_like.graph.card import Card
@@ -62,10 +61,7 @@ def test_a_published_classifier_loads_in_a_fresh_process(hub: HubServer, classif
         "tokens = AutoTokenizer.from_pretrained('me/student')('good bad', return_tensors='pt')\n"
         "print(json.dumps([tokens['input_ids'].tolist(), model(**tokens).logits.tolist()]))\n"
     )
-    environment = hub.environment(tmp_path / "fresh")
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    ids, logits = json.loads(done.stdout.splitlines()[-1])
+    ids, logits = json.loads(printed_by(script, environment=hub.environment(tmp_path / "fresh"), plain=True))
 
     import torch
     from transformers import AutoModelForSequenceClassification

@@ -75,6 +75,8 @@ class BatchServer:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            wbufsize = -1  # an answer in one packet: else each waits 40 ms for an acknowledgement
+            disable_nagle_algorithm = True
 
             def log_message(self, *_: object) -> None: ...
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import logging
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -76,13 +79,42 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> TrainedModel:
 
 
 @pytest.fixture(scope="module")
-def graphs(classifier: TrainedModel, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The classifier as an ONNX graph of each precision."""
-    folder = tmp_path_factory.mktemp("graphs")
-    return {
-        precision: classifier.export("onnx", to=folder / precision, precision=precision, texts=TEXTS)
-        for precision in ("fp32", "int8", "int4")
-    }
+def fitted(classifier: TrainedModel, tmp_path_factory: pytest.TempPathFactory) -> TrainedModel:
+    """The classifier with a temperature and a threshold."""
+    folder = Path(shutil.copytree(classifier.path, tmp_path_factory.mktemp("fitted") / "model"))
+    Confidence(2.5, Threshold(0.01, 0.1, 0.9, rows=100, answered=60, errors=1)).write(folder)
+    return TrainedModel(folder)
+
+
+@pytest.fixture(scope="module")
+def exported(fitted: TrainedModel, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, list[str]]]:
+    """The classifier as an ONNX graph of each precision, and what was logged meanwhile."""
+    folder, found = tmp_path_factory.mktemp("graphs"), {}
+    for precision in ("fp32", "int8", "int4"):
+        with recorded() as said:
+            made = fitted.export("onnx", to=folder / precision, precision=precision, texts=TEXTS)
+        found[precision] = made, said
+    return found
+
+
+@pytest.fixture(scope="module")
+def graphs(exported: dict[str, tuple[Path, list[str]]]) -> dict[str, Path]:
+    """The classifier as an ONNX graph of each precision; the first has its temperature and threshold."""
+    return {precision: folder for precision, (folder, _) in exported.items()}
+
+
+@contextmanager
+def recorded() -> Iterator[list[str]]:
+    """Collects what the package logs in the block."""
+    found: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: found.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("datadreamer_like")
+    logger.addHandler(handler)
+    try:
+        yield found
+    finally:
+        logger.removeHandler(handler)
 
 
 def bits(words: Tensor, count: int) -> np.ndarray[Any, Any]:
@@ -216,17 +248,9 @@ def test_a_classifier_on_onnx_runtime_predicts_as_in_torch(classifier, graphs):
     assert fingerprint(student) != fingerprint(classifier)
 
 
-@pytest.fixture(scope="module")
-def fitted(classifier: TrainedModel, tmp_path_factory: pytest.TempPathFactory) -> TrainedModel:
-    """The classifier with a temperature and a threshold."""
-    folder = Path(shutil.copytree(classifier.path, tmp_path_factory.mktemp("fitted") / "model"))
-    Confidence(2.5, Threshold(0.01, 0.1, 0.9, rows=100, answered=60, errors=1)).write(folder)
-    return TrainedModel(folder)
-
-
-def test_what_was_fitted_on_a_classifier_ships_with_a_graph_of_the_same_weights(fitted, tmp_path, caplog):
-    folder = fitted.export("onnx", to=tmp_path / "graph", texts=TEXTS)
-    assert "threshold" not in caplog.text
+def test_what_was_fitted_on_a_classifier_ships_with_a_graph_of_the_same_weights(fitted, exported):
+    folder, said = exported["fp32"]
+    assert "threshold" not in " ".join(said)
     student = TrainedModel.load(folder, runtime="onnx")
     np.testing.assert_allclose(student.predict(TEXTS).probabilities, fitted.predict(TEXTS).probabilities, atol=1e-5)
     assert student.confidence == fitted.confidence
@@ -236,17 +260,20 @@ def test_what_was_fitted_on_a_classifier_ships_with_a_graph_of_the_same_weights(
     assert fitted.confidence.exported("float32", torch.float32) == Confidence(temperature=2.5)
 
 
-@pytest.mark.parametrize(("name", "options"), [("onnx", {"precision": "int8"}), ("compressed-tensors", {})])
-def test_what_was_fitted_is_left_out_of_exports_with_other_numbers_and_warned_of_once(
-    name, options, fitted, tmp_path, caplog
-):
-    folder = fitted.export(name, to=tmp_path / "export", texts=TEXTS, **options)
-    student = TrainedModel.load(folder, runtime="onnx" if name == "onnx" else "torch")
-    assert student.confidence == Confidence()
-    (record,) = [each for each in caplog.records if each.name == "datadreamer_like"]
-    load = f"TrainedModel.load({str(folder)!r}" + (', runtime="onnx")' if name == "onnx" else ")")
-    for part in (f'"{name}" export', "no temperature and threshold", load):
-        assert part in record.getMessage()
+def test_what_was_fitted_is_left_out_of_exports_with_other_numbers_and_warned_of_once(fitted, exported, tmp_path):
+    with recorded() as said:
+        compressed = fitted.export("compressed-tensors", to=tmp_path / "export", texts=TEXTS)
+    for name, (folder, messages) in (
+        ("onnx", exported["int8"]),
+        ("onnx", exported["int4"]),
+        ("compressed-tensors", (compressed, said)),
+    ):
+        student = TrainedModel.load(folder, runtime="onnx" if name == "onnx" else "torch")
+        assert student.confidence == Confidence()
+        (message,) = messages
+        load = f"TrainedModel.load({str(folder)!r}" + (', runtime="onnx")' if name == "onnx" else ")")
+        for part in (f'"{name}" export', "no temperature and threshold", load):
+            assert part in message
 
 
 def test_a_threshold_and_a_temperature_are_fitted_on_the_graph_that_ships(graphs, tmp_path):

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import tiny_models
 from flaky_server import FlakyServer
 
 
@@ -27,6 +26,8 @@ def _no_key_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def tiny_classifier_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with an untrained BERT of two layers to fine-tune within a second."""
+    import tiny_models
+
     tokenizer = tiny_models.word_pieces(
         ["The cat and the dog had tea, bread and sun on the train; it was number 0123456789."]
     )

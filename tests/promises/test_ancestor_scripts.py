@@ -295,8 +295,7 @@ def run(tmp_path: Path, hub_server: HubServer) -> Callable[..., dict[str, Any]]:
 
     def run(source: str, *arguments: str, **variables: str) -> dict[str, Any]:
         environment = {**hub_server.environment(tmp_path / "home"), **variables}
-        warm = "hub" not in source  # a warm process has read the Hub's address before
-        Script(replaced(source), tmp_path / "script.py", list(arguments), warm=warm).run(**environment)
+        Script(replaced(source), tmp_path / "script.py", list(arguments), warm=True).run(**environment)
         return json.loads((tmp_path / "result.json").read_text())  # type: ignore[no-any-return]
 
     return run

@@ -67,7 +67,7 @@ def test_what_is_published_loads_in_a_fresh_process_and_is_the_same(
     texts = json.dumps([row["text"] for row in rows[:8]])
     folder = tmp_path / "session"
 
-    publishes = Script(PUBLISHES, tmp_path / "publish.py", [str(folder), str(tiny_classifier_base), texts])
+    publishes = Script(PUBLISHES, tmp_path / "publish.py", [str(folder), str(tiny_classifier_base), texts], warm=True)
     done = publishes.run(**hub_server.environment(tmp_path / "home"))
     said = json.loads(done.stdout.splitlines()[-1])
     assert "it/s]" not in done.stderr, "the Hub's own progress bars are shown, although hf_log is off"
@@ -75,7 +75,7 @@ def test_what_is_published_loads_in_a_fresh_process_and_is_the_same(
     for kind, name in repositories:
         assert len(hub_server.commits(kind, name)) == 1, f"{name} was published again although nothing had changed"
 
-    loads = Script(LOADS, tmp_path / "load.py", [texts])
+    loads = Script(LOADS, tmp_path / "load.py", [texts], warm="plain")
     loaded, found = json.loads(loads.run(**hub_server.environment(tmp_path / "elsewhere")).stdout.splitlines()[-1])
     assert {split: len(part) for split, part in loaded.items()} == {"train": 30, "validation": 10}
     assert sorted(map(str, loaded["train"] + loaded["validation"])) == sorted(map(str, rows))

@@ -8,7 +8,7 @@ import sys
 import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from warm import WarmProcess
 
@@ -20,14 +20,14 @@ class Script:
     Attributes:
         source: The text; it may be indented.
         file: Where it is written to.
-        warm: Whether its processes have the heavy libraries loaded when they start; see `warm.py`.
+        warm: Whether its processes have the heavy libraries loaded when they start, or are plain; see `warm.py`.
     """
 
     source: str
     file: Path
     arguments: list[str] = field(default_factory=list)
     variables: dict[str, str] = field(default_factory=dict)
-    warm: bool = False
+    warm: bool | Literal["plain"] = False
 
     def __post_init__(self) -> None:
         self.file.write_text(textwrap.dedent(self.source), encoding="utf-8")
@@ -36,7 +36,7 @@ class Script:
         """Starts the script and returns its process, with its output in pipes."""
         environment = {**os.environ, **self.variables, **variables}
         if self.warm:
-            return WarmProcess(self.file, [*self.arguments, *more], environment, self.file.parent)
+            return WarmProcess(self.file, [*self.arguments, *more], environment, self.file.parent, self.warm == "plain")
         return subprocess.Popen(
             [sys.executable, str(self.file), *self.arguments, *more],
             env=environment,

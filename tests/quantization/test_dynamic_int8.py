@@ -2,9 +2,6 @@
 
 import copy
 import io
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +9,7 @@ import transformers
 from tiny_models import build
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+from warm import printed_by
 
 from datadreamer_like import pruning
 from datadreamer_like.errors import DefinitionError, MethodMisfit
@@ -143,9 +141,7 @@ def test_saved_models_load_in_a_fresh_process_with_equal_logits(tmp_path):
         auto = next((v for k, v in AUTO.items() if k in type(model).__name__), "AutoModelForCausalLM")
         (folder / "auto.json").write_text(f'"{auto}"')
         torch.save(batch, folder / "batch.pt")
-    run = [sys.executable, "-c", LOADER, str(tmp_path)]
-    out = subprocess.run(run, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False)
-    assert out.returncode == 0, out.stderr
+    printed_by(LOADER, str(tmp_path), plain=True)
     for name, (_, wanted) in expected.items():
         found = torch.load(tmp_path / name / "logits.pt")
         assert torch.equal(found["fp32"], wanted), name

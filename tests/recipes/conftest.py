@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from trainers.conftest import opinions, tiny_encoder  # noqa: F401
 
 from datadreamer_like import DataDreamer
 from datadreamer_like.steps import DataSource
-from datadreamer_like.trainers import TrainHFClassifier
+
+if TYPE_CHECKING:
+    from datadreamer_like.trainers import TrainHFClassifier
 
 QUICK: dict[str, Any] = {"epochs": 5, "batch_size": 8, "learning_rate": 3e-3}
 
@@ -25,6 +27,8 @@ def session(tmp_path: Path) -> Any:
 
 @pytest.fixture
 def trainer(tiny_encoder: Path) -> Callable[[str], TrainHFClassifier]:  # noqa: F811
+    from datadreamer_like.trainers import TrainHFClassifier
+
     return partial(TrainHFClassifier, model_name=str(tiny_encoder), device="cpu")
 
 

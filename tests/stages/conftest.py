@@ -1,18 +1,20 @@
 """Tiny BERT classifiers that really tell three kinds of sentences apart, and columns to measure them on."""
 
+from __future__ import annotations
+
 import gc
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import tiny_models
-import torch
-from transformers import BertForSequenceClassification, PreTrainedTokenizerFast
 
 from datadreamer_like import DataDreamer
 from datadreamer_like.steps.sources.data_source import DataSource
+
+if TYPE_CHECKING:
+    from transformers import BertForSequenceClassification, PreTrainedTokenizerFast
 
 WORDS = {
     "animals": ["cat", "dog", "bird", "horse", "fish", "mouse"],
@@ -47,11 +49,16 @@ def columns(count: int = 48) -> dict[str, Any]:
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
+    import tiny_models
+
     return tiny_models.word_pieces(rows(300, 0)[0], max_length=32, vocab_size=150)
 
 
 def classifier(steps: int, labels: list[str], seed: int = 0) -> BertForSequenceClassification:
     """A BERT of two layers, trained for some steps; its classes are in the order of `labels`."""
+    import tiny_models
+    import torch
+
     tokens = tokenizer()
     names = {"id2label": dict(enumerate(labels)), "label2id": {label: index for index, label in enumerate(labels)}}
     model: BertForSequenceClassification = tiny_models.bert(tokens, seed=seed, num_labels=len(labels), **names)
@@ -65,6 +72,8 @@ def classifier(steps: int, labels: list[str], seed: int = 0) -> BertForSequenceC
 
 
 def save(model: BertForSequenceClassification, folder: Path) -> Path:
+    import tiny_models
+
     return tiny_models.save(model, tokenizer(), folder)
 
 
@@ -89,6 +98,8 @@ def poor(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def byte_lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with an untrained Llama of one layer whose tokens are single bytes; no chat template; context 96."""
+    import tiny_models
+
     tokens = tiny_models.byte_pairs(
         ["a"], 258, ["<pad>", "<eos>"], pad_token="<pad>", eos_token="<eos>", model_max_length=96
     )

@@ -1,8 +1,6 @@
 """A stage's result is a model like any other: smaller, found again, loaded anywhere, its origin known."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, BertForSequenceClassification
+from warm import printed_by
 
 from datadreamer_like import DataDreamer
 from datadreamer_like.distillation import SoftTargets
@@ -94,14 +93,7 @@ def test_chain_gives_the_same_answers_in_a_fresh_process_by_both_roads(
         "print(json.dumps([by_auto, TrainedModel.load(saved).logits(texts).tolist()]))"
     )
     expected = torch.from_numpy(small.trained.logits(texts))
-    done = subprocess.run(
-        [sys.executable, "-c", code, json.dumps(texts), str(exported), small.path],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    for found in json.loads(done.stdout):
+    for found in json.loads(printed_by(code, json.dumps(texts), str(exported), small.path, plain=True)):
         torch.testing.assert_close(torch.tensor(found), expected, rtol=1e-4, atol=1e-4)
 
 

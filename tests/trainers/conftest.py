@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
 import pytest
-import tiny_models
-import torch
-from transformers import BertModel
 
 from datadreamer_like import DataDreamer
 from datadreamer_like.graph import Node, OutputDataset
 from datadreamer_like.graph.fingerprint import fingerprint
+
+if TYPE_CHECKING:
+    import datasets
 
 WORDS = ["good", "fine", "great", "bad", "poor", "awful", "the", "tea", "was", "very", "and", "a", "day", "film"]
 
@@ -25,6 +24,8 @@ class Rows(Node):
     kind = "step"
 
     def __init__(self, name: str, columns: dict[str, Any] | datasets.Dataset) -> None:
+        import datasets
+
         super().__init__(name)
         self.dataset = columns if isinstance(columns, datasets.Dataset) else datasets.Dataset.from_dict(columns)
 
@@ -39,6 +40,9 @@ class Rows(Node):
 @pytest.fixture(scope="session")
 def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a BERT of 2 layers and 32 hidden units, without a head."""
+    import tiny_models
+    from transformers import BertModel
+
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
     tokenizer = tiny_models.word_pieces({word: index for index, word in enumerate([*special, *WORDS])}, max_length=32)
     model = tiny_models.bert(
@@ -54,6 +58,8 @@ def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def opinions(rows: int, seed: int = 0) -> dict[str, list[str]]:
     """Short reviews, told by one word of six, with a filling of different length."""
+    import torch
+
     generator = torch.Generator().manual_seed(seed)
 
     def draw(below: int) -> int:

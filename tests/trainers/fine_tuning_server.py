@@ -43,6 +43,8 @@ class FineTuningServer:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            wbufsize = -1  # an answer in one packet: else each waits 40 ms for an acknowledgement
+            disable_nagle_algorithm = True
 
             def do_GET(self) -> None:
                 server.handle(self)
@@ -106,6 +108,7 @@ class FineTuningServer:
                 http.send_header("retry-after", "0")
             http.end_headers()
             http.wfile.write(payload)
+            http.wfile.flush()
         except OSError:  # the client was killed
             http.close_connection = True
 
