@@ -94,6 +94,7 @@ class Ensemble:
         device: Any = "cuda" if torch.cuda.is_available() else None
         mean = torch.zeros(len(texts), len(own), dtype=torch.float64)
         for teacher, weight in zip(self.teachers, self.weights or (), strict=True):
+            options["called"] = f"the ensemble's teacher {teacher!r:.100}"
             logits = teacher_logits_for_texts(teacher, texts, device=device, **options).double()
             logits = scaled_logits(teacher, logits)
             logits = logits[:, label_order(classes_of(teacher), own, ("the ensemble's other teacher", "its first"))]

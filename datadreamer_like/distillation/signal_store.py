@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -31,9 +32,12 @@ KEY_BYTES = 16
 _STATE = "signals.json"
 _KEYS, _LENGTHS = "keys.bin", "lengths.bin"
 _CHUNK_BYTES = 8 << 20
+_CHUNK_SECONDS = 10.0
 
-Ask = Callable[[Sequence[int]], Iterable[tuple[int, Columns]]]
-"""Yields the signals of the rows at some positions, in any order."""
+Part = Sequence[tuple[int, Columns]]
+"""Rows that a model read together: their positions and signals."""
+Ask = Callable[[Sequence[int]], Iterable[Part]]
+"""Yields the signals of the rows at some positions, in any order, one part after another."""
 
 
 def row_key(row: Mapping[str, Any], names: Iterable[str]) -> bytes:
@@ -59,8 +63,10 @@ class SignalStore:
     def collect(self, keys: Sequence[bytes], ask: Ask) -> StoredSignals:
         """Returns the signals of rows by their keys, after asking for those that are missing.
 
-        Each key is asked for once, and signals are written in chunks of a few megabytes: a killed process loses at most
-        one. Raises `StorageError` if they cannot be written.
+        Each key is asked for once, and signals are written in chunks of a few megabytes, or of ten seconds: a killed
+        process loses at most one. A chunk has whole parts, as a model's numbers depend on the rows that it reads
+        together: if what is left falls into the same parts, a killed process changes nothing. Raises `StorageError` if
+        they cannot be written.
         """
         problem = f"{self._what[0].upper()}{self._what[1:]} cannot be stored"
         with explained(problem, self.folder, everything=True):
@@ -70,13 +76,13 @@ class SignalStore:
             places = files.places()
             missing = {key: row for row, key in reversed([*enumerate(keys)]) if key not in places}
             waiting: list[tuple[bytes, Columns]] = []
-            size = 0
-            for row, columns in ask(sorted(missing.values())) if missing else ():
-                waiting.append((keys[row], columns))
-                size += sum(column.nbytes for column in columns.values())
-                if size >= _CHUNK_BYTES:
+            size, written = 0, time.monotonic()
+            for part in ask(sorted(missing.values())) if missing else ():
+                waiting += [(keys[row], columns) for row, columns in part]
+                size += sum(column.nbytes for _, columns in part for column in columns.values())
+                if size >= _CHUNK_BYTES or time.monotonic() > written + _CHUNK_SECONDS:
                     files.append(waiting)
-                    waiting, size = [], 0
+                    waiting, size, written = [], 0, time.monotonic()
             if waiting:
                 files.append(waiting)
             if missing:

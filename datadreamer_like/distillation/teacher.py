@@ -159,21 +159,22 @@ def teacher_logits_for_texts(
     max_length: int | None = None,
     device: torch.device | str | None = None,
     on_rows: Callable[[int], None] | None = None,
+    called: str = "the teacher",
 ) -> Tensor:
     """Returns a classifier's logits [rows, classes] for texts, tokenized with its own tokenizer; fp32 on the CPU.
 
     Rows are in the order of the texts, and classes in that of the teacher. Texts are batched by length, to reduce
     padding, on a CPU in parts that stay in its cache, and run in eval mode on `device`, to which the model is moved
     meanwhile. They are cut at `max_length` tokens, at most the teacher's own limit. `on_rows` is called after each
-    batch with its number of rows. Raises `DataError` if one of the texts is not a text or its logits are not numbers,
-    and `MethodMisfit` if the teacher gives no logits of this shape.
+    batch with its number of rows; `called` is what messages call the classifier. Raises `DataError` if one of the texts
+    is not a text or its logits are not numbers, and `MethodMisfit` if the teacher gives no logits of this shape.
     """
     for index, text in enumerate(texts):
         if not isinstance(text, str):
             raise DataError(f"Text {index} is {type(text).__name__}, not a text. Filter such rows out first.")
     reader = text_teacher(teacher)
     if reader is not None:
-        return _logits_of_reader(reader, texts, batch_size, on_rows)
+        return _logits_of_reader(reader, texts, batch_size, on_rows, called)
     model, tokenizer = cast("Teacher", teacher).model, cast("Teacher", teacher).tokenizer
     config = getattr(model, "config", None)
     longest = min(max_length or NO_LIMIT, max_tokens(config, tokenizer) or NO_LIMIT)
@@ -194,7 +195,7 @@ def teacher_logits_for_texts(
                         f"The teacher, {type(model).__name__}, gives no logits [rows, classes], so it cannot teach a "
                         "classifier. Load it as a model for sequence classification."
                     )
-                check_logits(logits, named=named_text([texts[rows[index]] for index in part]))
+                check_logits(logits, named=named_text([texts[rows[index]] for index in part]), called=called)
                 if not len(found):
                     found = torch.empty(len(texts), logits.shape[-1])
                 found[[rows[index] for index in part]] = logits.float().cpu()
@@ -203,11 +204,13 @@ def teacher_logits_for_texts(
     return found
 
 
-def check_logits(logits: Tensor, mask: Tensor | None = None, named: Named | None = None) -> None:
-    """Raises `DataError` if a teacher's logits [rows, ..., classes] have a NaN or +∞, or if all of a position are -∞.
+def check_logits(
+    logits: Tensor, mask: Tensor | None = None, named: Named | None = None, *, called: str = "the teacher"
+) -> None:
+    """Raises `DataError` if a model's logits [rows, ..., classes] have a NaN or +∞, or if all of a position are -∞.
 
     One -∞ is a probability of 0. Only the positions that `mask` [rows, ...] keeps count. `named` returns what the
-    message calls a row.
+    message calls a row, and `called` is what it calls the model.
     """
     if not logits.numel():
         return
@@ -217,9 +220,9 @@ def check_logits(logits: Tensor, mask: Tensor | None = None, named: Named | None
     if wrong.any():
         where = "" if named is None else f" for {named(int(wrong.nonzero()[0, 0]))}"
         raise DataError(
-            f"The teacher's outputs{where} are NaN or infinite, so nothing can be learned from them. Check its "
-            "weights, and its dtype, in which it may overflow: try dtype=torch.float32. If only a few rows are "
-            "concerned, filter them out."
+            f"The outputs of {called}{where} are NaN or infinite, so they cannot be used. Check its weights, and its "
+            "dtype, in which it may overflow: try dtype=torch.float32. If only a few rows are concerned, filter them "
+            "out."
         )
 
 
@@ -229,7 +232,7 @@ def named_text(texts: Sequence[str]) -> Named:
 
 
 def _logits_of_reader(
-    reader: TextTeacher, texts: Sequence[str], batch_size: int, on_rows: Callable[[int], None] | None
+    reader: TextTeacher, texts: Sequence[str], batch_size: int, on_rows: Callable[[int], None] | None, called: str
 ) -> Tensor:
     parts = [torch.empty(0, len(reader.classes))]
     for start in range(0, len(texts), batch_size):
@@ -240,7 +243,7 @@ def _logits_of_reader(
                 f"{reader!r} returned logits of shape {tuple(logits.shape)} for {len(part)} texts and "
                 f"{len(reader.classes)} classes. Expected one row per text and one column per class."
             )
-        check_logits(logits, named=named_text(part))
+        check_logits(logits, named=named_text(part), called=called)
         parts.append(logits)
         if on_rows is not None:
             on_rows(len(part))

@@ -13,6 +13,12 @@ from datadreamer_like.errors import DataError, LabelError, did_you_mean
 from datadreamer_like.graph.output import Column
 from datadreamer_like.storage import values
 
+VECTORS = (
+    "If each position stands for a class, convert the rows with step.map: names[vector.index(1)] where each row has "
+    "one class, else [names[i] for i, has in enumerate(vector) if has]."
+)
+"""What to do with rows of zeros and ones, for messages."""
+
 
 @dataclass(frozen=True)
 class LabelSet:
@@ -123,7 +129,8 @@ def find_labels(column: Column, where: str, *, optional: bool = False) -> LabelS
         )
     if multi and constant:
         listed = ", ".join(sorted(label_name(label, where, 0, naming) for label in found))
-        raise LabelError(f"{where} has the same labels in every row ({listed}), so there is nothing to learn.")
+        help = f" {VECTORS}" if naming is None and found == {0, 1} else ""
+        raise LabelError(f"{where} has the same labels in every row ({listed}), so there is nothing to learn.{help}")
     return LabelSet(names, bool(multi))
 
 
@@ -131,9 +138,7 @@ def _several(labels: Sequence[Any], where: str, row: int, naming: Sequence[str] 
     """Returns a row's list of labels, and refuses zeros and ones that stand for the classes in their order."""
     if naming is None and labels and isinstance(labels[0], int) and len({*labels}) < len(labels):
         raise LabelError(
-            f"{where} repeats a label in row {row}: {labels!r:.100}. A row lists the labels that it has. If each "
-            "position stands for a class, convert the rows with step.map: "
-            "[names[i] for i, has in enumerate(vector) if has]."
+            f"{where} repeats a label in row {row}: {labels!r:.100}. A row lists the labels that it has. {VECTORS}"
         )
     return labels
 

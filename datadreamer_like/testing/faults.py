@@ -25,9 +25,10 @@ from datadreamer_like.models.calls.llm_calls import prompt_bytes
 from datadreamer_like.models.llms.answer_text import answer_of, answer_text
 from datadreamer_like.models.llms.generation import Answer, Request
 from datadreamer_like.models.llms.llm import LLM
+from datadreamer_like.models.llms.scoring import Scored, ScoreRequest
 
 from .fake_llm import FakeLLM
-from .wrapped import WrappedLLM, ask_llm, checked_llm
+from .wrapped import WrappedLLM, ask_llm, checked_llm, score_llm
 
 _WORDS = "(a fault on request)"
 
@@ -138,6 +139,15 @@ class WithFaults(WrappedLLM):
         whole = await ask_llm(self.llm, request)
         texts = [None if text is None else text[: (len(text) + 1) // 2] for text in whole.texts]
         return replace(whole, texts=texts, finish_reasons=["length"] * len(texts), logprobs=None)
+
+    async def score_one(self, request: ScoreRequest) -> Scored:
+        """Scores the continuations of one prompt, or fails as the next fault says; "cut_off" cuts no score."""
+        fault = self._next_fault(prompt_bytes(request.prompt))
+        if fault is not None and fault.kind in _RAISED:
+            raise _RAISED[fault.kind](fault.retry_after)
+        if fault is not None and fault.kind in _ANSWERED:
+            return Scored.failed(_ANSWERED[fault.kind].error or MalformedAnswer(f"There are no scores {_WORDS}."))
+        return await score_llm(self.llm, request)
 
     def _next_fault(self, prompt: bytes) -> Fault | None:
         place = self._places.setdefault(prompt, len(self._places))

@@ -7,6 +7,7 @@ from typing import Any
 from datadreamer_like.errors import ArgumentTypeError
 from datadreamer_like.models.llms.generation import Answer, GenerationOptions, Prompt, Request, Sampling
 from datadreamer_like.models.llms.llm import LLM, overrides_only_run
+from datadreamer_like.models.llms.scoring import Scored, ScoreRequest
 
 
 def checked_llm(llm: Any, where: str) -> LLM:
@@ -22,6 +23,14 @@ async def ask_llm(llm: LLM, request: Request) -> Answer:
         return llm.answer_batch([request])[0]
     answer: Answer = await llm.within_budget(llm.answer)(request)
     return answer
+
+
+async def score_llm(llm: LLM, request: ScoreRequest) -> Scored:
+    """Returns the scores that an LLM of either kind gives to one request."""
+    if type(llm).score_one is LLM.score_one:
+        return llm.score_batch([request])[0]
+    scored: Scored = await llm.within_budget(llm.score_one)(request)
+    return scored
 
 
 class WrappedLLM(LLM):
@@ -45,6 +54,19 @@ class WrappedLLM(LLM):
     def check(self, sampling: Sampling) -> None:
         """Refuses what the LLM does not support."""
         self.llm.check(sampling)
+
+    async def score_one(self, request: ScoreRequest) -> Scored:
+        """Returns the LLM's scores."""
+        return await score_llm(self.llm, request)
+
+    def check_scoring(self) -> None:
+        """Refuses an LLM that gives no scores."""
+        self.llm.check_scoring()
+
+    @property
+    def scores_chat(self) -> bool:
+        """Whether the LLM scores a text as a chat message."""
+        return self.llm.scores_chat
 
     def translated(self, options: GenerationOptions) -> GenerationOptions:
         """Returns the options as the LLM translates them."""

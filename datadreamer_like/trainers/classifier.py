@@ -14,7 +14,7 @@ from datadreamer_like.distillation import Objective, classes_of, text_teacher
 from datadreamer_like.distillation.teacher import is_multi_label
 from datadreamer_like.errors import DefinitionError, check_number
 from datadreamer_like.evaluation.columns import SUPERVISED, Columns, named_columns
-from datadreamer_like.evaluation.labels import LabelSet, find_labels
+from datadreamer_like.evaluation.labels import VECTORS, LabelSet, find_labels
 from datadreamer_like.evaluation.soft_labels import (
     ClassWeights,
     FloatArray,
@@ -198,9 +198,11 @@ def labels_and_weights(
     outputs = [column for split in columns.values() for argument, column in split.items() if "output" in argument]
     needless = [option for option in ("classes", "multi_label") if option in given]
     if needless and not any(map(is_soft, outputs)):
+        lists = any(isinstance(next(iter(column.values()), None), list) for column in outputs)
         raise DefinitionError(
-            f'"{name}": {" and ".join(needless)} describe labels that are probabilities, but the columns of '
-            f"labels have none. Leave {'them' if len(needless) > 1 else 'it'} out."
+            f'"{name}": {" and ".join(needless)} describe labels that are probabilities, decimal numbers, but the '
+            f"columns of labels have none. Leave {'them' if len(needless) > 1 else 'it'} out."
+            f"{f' {VECTORS}' if lists else ''}"
         )
     of_lists: tuple[str, ...] = ()
     if output is not None and is_soft(output):

@@ -15,7 +15,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils.hub import cached_file
 
 from datadreamer_like.distillation import Objective, SignalStore
-from datadreamer_like.distillation.signal_store import row_key
+from datadreamer_like.distillation.signal_store import Part, row_key
 from datadreamer_like.distillation.tokens import max_tokens
 from datadreamer_like.errors import DefinitionError, MethodMisfit, did_you_mean
 from datadreamer_like.evaluation.columns import SUPERVISED, Columns, named_columns
@@ -212,8 +212,9 @@ class TrainEmbeddingClassifier(TrainHFClassifier):
         usage.total_rows = len(run.train) + len(run.validation)
         usage.note = f"embedding the {split} rows"
 
-        def embedded(rows: Sequence[int]) -> Iterator[tuple[int, dict[str, np.ndarray[Any, Any]]]]:
+        def embedded(rows: Sequence[int]) -> Iterator[Part]:
             for portion in (rows[start : start + _PORTION] for start in range(0, len(rows), _PORTION)):
+                found: list[tuple[int, dict[str, np.ndarray[Any, Any]]]] = []
                 for places in sorted_batches(examples.lengths[list(portion)], run.training.batch_size):
                     part = [portion[place] for place in places]
                     batch = task.collate([examples[row] for row in part])
@@ -221,7 +222,8 @@ class TrainEmbeddingClassifier(TrainHFClassifier):
                     with torch.no_grad():
                         values = model.embed(**inputs).float().cpu().numpy()
                     usage.add(rows=len(part))
-                    yield from zip(part, ({"embedding": value} for value in values), strict=True)
+                    found += zip(part, ({"embedding": value} for value in values), strict=True)
+                yield found
 
         before = usage.rows
         keys = [row_key(examples[row], task.read_by_model) for row in range(len(examples))]

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from datadreamer_like.distillation import SignalStore, signal_store
+from datadreamer_like.distillation.signal_store import Part
 from datadreamer_like.errors import NewerFormat, StorageError
 
 
@@ -33,11 +34,11 @@ class Teacher:
     def __init__(self, *order: int, wait: float = 0.0) -> None:
         self.order, self.wait, self.asked = order, wait, list[int]()
 
-    def __call__(self, positions: Sequence[int]) -> Iterator[tuple[int, dict[str, Any]]]:
+    def __call__(self, positions: Sequence[int]) -> Iterator[Part]:
         for position in reversed(positions):
             time.sleep(self.wait)
             self.asked.append(self.order[position])
-            yield position, signals(self.order[position])
+            yield [(position, signals(self.order[position]))]
 
 
 def check(store: SignalStore, *rows: int, teacher: Teacher | None = None) -> None:
@@ -118,7 +119,7 @@ def test_a_newer_format_is_refused_and_left_alone(tmp_path, monkeypatch):
 
 def test_a_teacher_that_fails_leaves_whole_chunks(tmp_path):
     class Failing(Teacher):
-        def __call__(self, positions: Sequence[int]) -> Iterator[tuple[int, dict[str, Any]]]:
+        def __call__(self, positions: Sequence[int]) -> Iterator[Part]:
             yield from list(super().__call__(positions))[:4]
             raise RuntimeError("out of memory")
 
@@ -127,6 +128,25 @@ def test_a_teacher_that_fails_leaves_whole_chunks(tmp_path):
     teacher = Teacher(1, 9, 3, 8, 5)
     check(SignalStore(tmp_path), 1, 9, 3, 8, 5, teacher=teacher)
     assert 0 < len(teacher.asked) < 5
+
+
+def test_a_chunk_ends_with_a_part_and_after_ten_seconds(tmp_path, monkeypatch):
+    seen: list[int] = []
+
+    def ask(positions: Sequence[int]) -> Iterator[Part]:
+        for part in ((0, 1, 2), (3, 4), (5,)):
+            yield [(row, signals(order[row])) for row in part]
+            seen.append(SignalStore(tmp_path)._opened().rows)
+
+    order = [4, 5, 6, 1, 2, 0]
+    SignalStore(tmp_path).collect(keys(*order), ask)
+    assert seen == [3, 3, 3]
+    monkeypatch.setattr(signal_store, "_CHUNK_SECONDS", 0.0)
+    order = [14, 15, 16, 11, 12, 10]
+    seen.clear()
+    monkeypatch.setattr(signal_store, "_CHUNK_BYTES", 1 << 30)
+    SignalStore(tmp_path).collect(keys(*order), ask)
+    assert seen == [9, 11, 12]
 
 
 def test_a_folder_that_cannot_be_written_is_one_error(tmp_path):

@@ -16,7 +16,14 @@ import torch
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from datadreamer_like.errors import ArgumentTypeError, DefinitionError, MethodMisfit, StorageError, UnknownModel
+from datadreamer_like.errors import (
+    ArgumentTypeError,
+    DataError,
+    DefinitionError,
+    MethodMisfit,
+    StorageError,
+    UnknownModel,
+)
 from datadreamer_like.graph import Card
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.models.task_models.hf_classification_task_model import HFClassificationTaskModel
@@ -50,6 +57,15 @@ def test_predictions_are_the_models_own_in_the_order_of_the_texts(classifier):
         assert np.allclose(said.probabilities[index], wanted, atol=1e-5)
         assert said.labels[index] == ["b", "a", "c"][wanted.argmax()]
     assert len(classifier.predict([])) == 0
+
+
+def test_logits_that_are_not_finite_are_refused_in_the_models_name(classifier, tmp_path):
+    shutil.copytree(classifier.path, tmp_path / "model", ignore=shutil.ignore_patterns("card.json"))
+    broken = TrainedModel.load(tmp_path / "model")
+    with torch.no_grad():
+        broken.model.classifier.weight[0, 0] = float("nan")
+    with pytest.raises(DataError, match=r"The outputs of TrainedModel\('.*model'\) for the text '.*' are NaN"):
+        broken.predict(TEXTS)
 
 
 def test_what_it_tells_of_itself(classifier):

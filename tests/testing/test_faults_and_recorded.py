@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from flaky_server import FlakyServer, Reply
 
@@ -102,6 +104,17 @@ class Batches(LLM):
 
     def answer_batch(self, requests: Any) -> list[Answer]:
         return [Answer([f"<{request.prompt}>"]) for request in requests]
+
+
+def test_scores_meet_faults_too() -> None:
+    inner = FakeLLM(score=lambda prompt, text: -1.0 if text in prompt else -2.0)
+    faults = (Fault("timeout", at=[0]), Fault("refused", at=[1], times=None), Fault("unavailable", at=[2], times=None))
+    llm = WithFaults(inner, *faults, Fault("cut_off", at=[3]), max_tries=2)
+    prompts = ["yes?", "no?", "yes or no?", "neither?"]
+    lost = [math.nan, math.nan]
+    np.testing.assert_array_equal(llm.score(prompts, ["yes", "no"]), [[-1.0, -2.0], lost, lost, [-2.0, -2.0]])
+    with pytest.raises(DefinitionError, match="gives no log-probabilities"):
+        WithFaults(Batches(), Fault("timeout", at=[0])).score(["a"], ["b"])
 
 
 def test_any_llm_may_meet_faults() -> None:

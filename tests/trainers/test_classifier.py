@@ -340,6 +340,7 @@ LABEL_COLUMNS = [
     ("lists of lists", [[["a"]], [["b"]]], None, LabelError, r"\['a'\] in row 0, of type list"),
     ("bytes", [b"a", b"b"], None, LabelError, "of type bytes"),
     ("zeros and ones", [[0, 1], [1, 1]], None, LabelError, r"repeats a label in row 1: \[1, 1\].*names\[i\]"),
+    ("two classes", [[0, 1], [1, 0]], None, LabelError, r"same labels in every row \(0, 1\).*vector\.index\(1\)"),
     ("truth values", [[True, False, True], []], None, LabelError, "repeats a label in row 0"),
 ]
 

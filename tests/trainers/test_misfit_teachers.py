@@ -96,7 +96,7 @@ def test_a_model_teaches_only_its_own_kind(session, data, tiny_encoder):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_classes_that_are_not_finite_are_refused_before_the_student_learns(session, data, tiny_encoder, kind, value):
-    with pytest.raises(DataError, match="The teacher's outputs for the text '.*' are NaN or infinite"):
+    with pytest.raises(DataError, match="The outputs of the teacher for the text '.*' are NaN or infinite"):
         train(kind, tiny_encoder, data(), SoftTargets(Broken(value), alpha=1.0))
 
 

@@ -335,7 +335,8 @@ def test_token_ids_and_answers_of_a_teacher_go_to_another_process(tmp_path):
     assert torch.equal(pickle.loads(pickle.dumps(rows))[asked], rows[asked])
     keys = [bytes([row] * KEY_BYTES) for row in range(3)]
     column = np.arange(2, dtype=np.float32)
-    signals = SignalStore(tmp_path / "signals").collect(keys, lambda rows: ((row, {"x": column + row}) for row in rows))
+    part = [(row, {"x": column + row}) for row in range(len(keys))]
+    signals = SignalStore(tmp_path / "signals").collect(keys, lambda rows: [part])
     (tmp_path / "signals" / "signals.json").unlink()  # nothing is looked up again
     assert pickle.loads(pickle.dumps(signals)).batch([2, 0])["x"].tolist() == [2.0, 3.0, 0.0, 1.0]
 

@@ -139,6 +139,7 @@ def test_balanced_weights_give_every_class_the_same_share(session):
         ([{"a": 0.0, "b": 0.0}, {"a": 1.0, "b": 0.0}], {}, DataError, "whose sum is 0.* Filter such rows out, or"),
         ([{"a": 0.5, "c": 0.5}] * 2, {"classes": ["a", "b"]}, LabelError, '"c" is not one of the 2 classes: a, b'),
         (["a", "b"], {"classes": ["a", "b"]}, DefinitionError, "classes describe labels that are probabilities"),
+        ([[0, 1], [1, 0]], {"classes": ["a", "b"]}, DefinitionError, r"Leave it out\. If each position stands for a"),
         (["a", "b"], {"multi_label": True}, DefinitionError, "multi_label describe"),
         (["a", "b"], {"class_weights": {"c": 1.0}}, LabelError, 'class_weights has the class "c"'),
         (["a", "b"], {"class_weights": {"a": -1.0}}, DefinitionError, "must be 0 or more"),

@@ -249,13 +249,14 @@ class TrainedModel:
         Raises:
             MethodMisfit: The model is not a classifier.
             ArgumentTypeError: `texts` is a single text.
-            DataError: One of the texts is not a text.
+            DataError: One of the texts is not a text, or its logits are NaN or infinite.
         """
         from datadreamer_like.distillation import teacher_logits_for_texts
 
         check_texts(texts)
         _ = self.labels  # raises if the model is not a classifier
-        found = teacher_logits_for_texts(self, texts, batch_size=batch_size, max_length=max_length)
+        options: Any = {"batch_size": batch_size, "max_length": max_length, "called": repr(self)}
+        found = teacher_logits_for_texts(self, texts, **options)
         return cast("np.ndarray[Any, np.dtype[np.float32]]", found.numpy())
 
     def predict(self, texts: Sequence[str], *, batch_size: int = 32, max_length: int | None = None) -> Predictions:

@@ -110,7 +110,8 @@ def predictions(
     from datadreamer_like.distillation import teacher_logits_for_texts
 
     multi, classes = bool(getattr(model, "multi_label", False)), [str(name) for name in model.classes]
-    logits = teacher_logits_for_texts(model, texts, batch_size=batch_size, max_length=max_length).double().numpy()
+    options: Any = {"batch_size": batch_size, "max_length": max_length, "called": f"{model!r:.100}"}
+    logits = teacher_logits_for_texts(model, texts, **options).double().numpy()
     return Predictions(classes, decisions(logits, classes, multi), probabilities(logits, multi).astype("float32"))
 
 

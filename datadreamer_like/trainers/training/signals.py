@@ -14,7 +14,7 @@ import torch
 from transformers import PretrainedConfig
 
 from datadreamer_like.distillation import Objective, Outputs, SignalStore, StoredTeacher, check_same_vocabulary
-from datadreamer_like.distillation.signal_store import row_key
+from datadreamer_like.distillation.signal_store import Part, row_key
 from datadreamer_like.distillation.signals import Columns, TopK
 from datadreamer_like.distillation.stored_teacher import Described, Generations
 from datadreamer_like.distillation.teacher import eval_mode, stays
@@ -123,7 +123,7 @@ class SignalReader:
     def _mask(self, reads: str, batch: Batch) -> torch.Tensor:
         return batch["mask"].bool() if reads == "logits" else self.task.state_mask(batch)
 
-    def _matched(self, rows: Sequence[int]) -> Iterator[tuple[int, Columns]]:
+    def _matched(self, rows: Sequence[int]) -> Iterator[Part]:
         """Yields the signals that a prompting step stored."""
         given, (signals,) = self.stored.teacher, self.kinds
         assert isinstance(given, Generations)
@@ -133,9 +133,9 @@ class SignalReader:
         for key, columns in signals_of_generations(given, signals, self.task, key_of, places):
             self._asked += 1
             count = len(columns["log_probs"]) // signals.k
-            yield places[key], {_POSITIONS: np.asarray([count], dtype=np.int32), **columns}
+            yield [(places[key], {_POSITIONS: np.asarray([count], dtype=np.int32), **columns})]
 
-    def _ask(self, rows: Sequence[int]) -> Iterator[tuple[int, Columns]]:
+    def _ask(self, rows: Sequence[int]) -> Iterator[Part]:
         teacher: Any = self.stored.teacher
         task, usage = self.task, current_usage()
         wants = frozenset(each.reads for each in self.kinds)
@@ -161,7 +161,7 @@ class SignalReader:
                         columns = [one | other for one, other in zip(columns, captured, strict=True)]
                     self._asked += len(part)
                     usage.note = f"asking the teacher, {self._asked:,} of {len(rows):,} rows"
-                    yield from zip(part, columns, strict=True)
+                    yield [*zip(part, columns, strict=True)]
 
     def _named(self, part: Sequence[int], index: int) -> str:
         examples, row = self._examples[part[index]]
