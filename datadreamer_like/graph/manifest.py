@@ -15,6 +15,8 @@ from datadreamer_like.storage.seals import checksums, damaged_file, read_sealed,
 MANIFEST_FORMAT = 2
 MANIFEST_NAME = "node.json"
 
+_CUT_OFF_ROWS = "rows cut off"
+
 
 @dataclass
 class Manifest:
@@ -54,8 +56,17 @@ class Manifest:
     @property
     def failed(self) -> list[int]:
         """Indices of all rows with an error instead of a value, in order."""
-        ranges = [part.split("-") for part in self.failed_rows.split(",") if part]
-        return [index for part in ranges for index in range(int(part[0]), int(part[-1]) + 1)]
+        return _indices(self.failed_rows)
+
+    @property
+    def cut_off(self) -> list[int]:
+        """Indices of all rows whose answer the limit of tokens cut off, and which keep it, in order."""
+        return _indices(self.result.get(_CUT_OFF_ROWS, ""))
+
+    def set_cut_off(self, indices: Iterable[int]) -> None:
+        """Notes the rows of `cut_off`, if there are any: older versions of this package read the manifest too."""
+        if ranges := row_ranges(indices):
+            self.result[_CUT_OFF_ROWS] = ranges
 
     def complete(self, folder: Path) -> None:
         """Makes the folder a result: flushes its files to disk, and then writes this manifest into it atomically."""
@@ -110,3 +121,8 @@ def row_ranges(indices: Iterable[int]) -> str:
         else:
             ranges.append([index, index])
     return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges)
+
+
+def _indices(ranges: str) -> list[int]:
+    parts = [part.split("-") for part in ranges.split(",") if part]
+    return [index for part in parts for index in range(int(part[0]), int(part[-1]) + 1)]

@@ -32,7 +32,7 @@ from .results import Kept, Outcome, Results, Unmade, Wanted
 from .session import DataDreamer, current_session
 from .threads import interrupt_check
 from .tracebacks import noting_errors
-from .usage import Usage, counting, current_usage
+from .usage import Usage, counting, current_usage, log_cut_off
 
 logger = logging.getLogger("datadreamer_like")
 
@@ -208,6 +208,12 @@ class Node:
         self.session.planned.leave_out(self)
         return True
 
+    def discard(self) -> None:
+        """Gives the name back and leaves the node out of a plan, if it was made only to check arguments."""
+        if self._kept_in is not None and self.folder is not None:
+            self._kept_in.give_back(self.folder)
+        self.leave_out_of_plan()
+
     def need_result(self) -> None:
         """Raises `NotMade` if this node is only planned, and would run."""
         if self.is_unmade:
@@ -323,6 +329,7 @@ class Node:
         manifest.failed_rows = row_ranges(usage.failed)
         manifest.retriable_rows = usage.retriable_rows
         manifest.failures = {str(index): message for index, message in sorted(usage.failures.items())}
+        manifest.set_cut_off(usage.cut_off)
 
     def _report(self, outcome: Kept) -> None:
         manifest, usage = outcome.manifest, self.usage
@@ -347,6 +354,7 @@ class Node:
             if not again:
                 hint = " They would fail again; force=True tries them anyway."
             logger.warning(text, self.name, f"{total:,}", row, message, hint)
+        log_cut_off(self.name, manifest.cut_off)
 
     def revise(self, change: Callable[[Path], None]) -> None:
         """Replaces the result by a copy of it, to which `change` is applied: a result itself is never changed."""

@@ -167,6 +167,11 @@ class Results:
             self._names.add(folder)
         return free if inside is None else f"{inside} / {free}", folder
 
+    def give_back(self, folder: Path) -> None:
+        """Makes a name available again that `claim` gave with this folder, of a node that never ran."""
+        with self._lock:
+            self._names.discard(folder)
+
     def free_name(self, first: str, nth: Callable[[int], str], base: Path | None = None) -> str:
         """Returns an unused name: `first`, or `nth(2)`, `nth(3)` ..."""
         base = base or self.places.names

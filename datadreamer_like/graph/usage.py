@@ -5,6 +5,7 @@ Models and trainers add to the current usage without knowing the node.
 
 from __future__ import annotations
 
+import logging
 import threading
 from array import array
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from datadreamer_like.errors import DataDreamerError, ModelError
+
+logger = logging.getLogger("datadreamer_like")
 
 # Bounds the memory for messages of failed rows.
 _MESSAGES_KEPT = 1_000
@@ -31,6 +34,7 @@ class Usage:
         retriable_rows: Number of these that may succeed if they are requested again.
         retries: Whether the node runs again for these, so that the other failed rows are left as they are.
         failures: Messages of the first thousand of these, by row index.
+        cut_off: Indices of rows whose answer the limit of tokens cut off, and which keep it.
         note: Current activity, for the progress display.
     """
 
@@ -45,6 +49,7 @@ class Usage:
     retriable_rows: int = 0
     retries: bool = False
     failures: dict[int, str] = field(default_factory=dict)
+    cut_off: array[int] = field(default_factory=lambda: array("q"))
     note: str = ""
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
@@ -68,23 +73,40 @@ class Usage:
             if len(self.failures) < _MESSAGES_KEPT:
                 self.failures[index] = str(error)
 
+    def row_cut_off(self, index: int) -> None:
+        """Records a row whose answer the limit of tokens cut off, and which keeps it."""
+        with self._lock:
+            self.cut_off.append(index)
+
     def forget_failures(self) -> None:
-        """Clears the failed rows, before all rows are made again."""
+        """Clears the failed rows and those cut off, before all rows are made again."""
         with self._lock:
             del self.failed[:]
+            del self.cut_off[:]
             self.retriable_rows = 0
             self.failures.clear()
 
     def move_failures(self, places: Sequence[int]) -> None:
-        """Gives each failed row its new index, `places[index]`, after the rows were sorted."""
+        """Gives each such row its new index, `places[index]`, after the rows were sorted."""
         with self._lock:
             self.failed = array("q", [places[index] for index in self.failed])
+            self.cut_off = array("q", [places[index] for index in self.cut_off])
             self.failures = {places[index]: message for index, message in self.failures.items()}
 
     def of_models(self) -> dict[str, Any]:
         """Returns the counts of models as arguments of `add`, to add them to those of another node or process."""
         names = ("requests", "cached", "prompt_tokens", "completion_tokens", "cost")
         return {name: getattr(self, name) for name in names}
+
+
+def log_cut_off(name: str, rows: Sequence[int]) -> None:
+    """Warns of the rows of a step whose answers the limit of tokens cut off, if there are any."""
+    if rows:
+        text = (
+            "%s: the limit of tokens cut off the answers of %s of its rows, which keep them; the first is row %s. "
+            "step.cut_off has all of them. Raise max_new_tokens if their ends matter."
+        )
+        logger.warning(text, name, f"{len(rows):,}", rows[0])
 
 
 _current: ContextVar[Usage | None] = ContextVar("datadreamer_like_usage", default=None)

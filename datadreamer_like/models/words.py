@@ -32,8 +32,13 @@ def words_of(text: str) -> list[str]:
 
 
 def folded(text: str) -> str:
-    """Returns a text in Unicode's NFKC form and without case, so that spellings of one word are the same."""
-    return (text if text.isascii() else unicodedata.normalize("NFKC", text)).casefold()
+    """Returns a text in Unicode's NFKC form and without case, so that spellings of one word are the same.
+
+    The Turkish İ is an i like any other, which Unicode would give a second dot.
+    """
+    if text.isascii():
+        return text.casefold()
+    return unicodedata.normalize("NFKC", text).casefold().replace("i\u0307", "i")
 
 
 @cache

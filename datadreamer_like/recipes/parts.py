@@ -163,6 +163,17 @@ def check_options(
         Training.from_options(passed_on, what, trainer.arguments, trainer.decided)
 
 
+def check_trainer(
+    recipe: Any, make: MakeTrainer, name: str, options: Mapping[str, Any], decided: Collection[str] = (), **more: Any
+) -> None:
+    """Checks what a recipe passes on to `train`, with a trainer that it does not keep; see `check_options`."""
+    made = make_trainer(make, name, **more)
+    try:
+        check_options(recipe, made, options, decided)
+    finally:
+        made.discard()
+
+
 def count_rows(rows: Step) -> int:
     """Returns the number of rows of a saved step."""
     output: Any = rows.output

@@ -31,10 +31,10 @@ from .parts import (
     MakeTrainer,
     accuracy,
     check_llm,
-    check_options,
     check_pair,
     check_recipe,
     check_texts,
+    check_trainer,
     count_rows,
     different_rows,
     make_trainer,
@@ -150,9 +150,7 @@ class Prompt2Model:
         test = check_pair(name, given) if given else {}
         self.name, self._llm, self._labels, self._seed, self._tokens = name, llm, labels, seed, max_new_tokens
         start = {"model_name": models[0].path} if models else {}
-        check_options(
-            self, make_trainer(trainer, f"{name}, student", **start), options, ("train_input", "train_output")
-        )
+        check_trainer(self, trainer, f"{name}, student", options, ("train_input", "train_output"), **start)
         self.parsed = parse_prompt(f"{name}, parsed prompt", llm, prompt)
         self.found_datasets, self.found_models = self._retrieved(datasets, models, max_megabytes)
         self.dataset = next((card for card, _ in self.found_datasets if card.input_column and card.output_column), None)

@@ -285,7 +285,7 @@ def _tasks(answer: Answer, row: dict[str, Any]) -> Any:
     said = answer.text or ""
     text = said if _TASK.match(said) else f"Task 0: {said.lstrip()}"
     found = [task for task in _TASK.findall(text) if task]
-    if (answer.finish_reasons or [""])[0] == "length":
+    if answer.cut_off:
         found = found[:-1]
     return found or Rejected('There is no task. Write one per line, such as "Task 9: ...".')
 

@@ -14,7 +14,7 @@ from datadreamer_like.models import LLM, Answer, HFTransformers, Rejected
 from datadreamer_like.report import Table, TableColumn
 from datadreamer_like.steps import DataSource, Prompt, Step
 
-from .parts import MakeTrainer, check_options, check_pair, check_recipe, count_rows, make_trainer, with_seed
+from .parts import MakeTrainer, check_pair, check_recipe, check_trainer, count_rows, make_trainer, with_seed
 
 logger = logging.getLogger("datadreamer_like")
 
@@ -137,7 +137,7 @@ class SelfRewarding:
         self.students: list[Any] = []
         self.pairs: list[Step] = []
         self.iterations: list[dict[str, Any]] = []
-        check_options(self, make_trainer(trainer, f"{name}, iteration 1", model_name=model), options, ())
+        check_trainer(self, trainer, f"{name}, iteration 1", options, model_name=model)
         for number in range(1, iterations + 1):
             writer = llm(model)
             written = self._written(

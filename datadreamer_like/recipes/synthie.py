@@ -15,7 +15,7 @@ from datadreamer_like.models import LLM, Answer, HFTransformers, Rejected
 from datadreamer_like.report import Table, TableColumn
 from datadreamer_like.steps import DataSource, Prompt, Step
 
-from .parts import MakeTrainer, check_llm, check_options, check_pair, check_recipe, count_rows, make_trainer
+from .parts import MakeTrainer, check_llm, check_pair, check_recipe, check_trainer, count_rows, make_trainer
 
 logger = logging.getLogger("datadreamer_like")
 
@@ -119,7 +119,7 @@ class SynthIE:
         self._tokens, self._share, self._seed = max_new_tokens, validation_share, seed
         self._relations = sorted({relation for _, relation, _ in known})
         self._examples = [(text, _checked(found, f'"{name}": examples')) for text, found in examples]
-        check_options(self, make_trainer(trainer, f"{name}, student"), options, ("train_input", "train_output"))
+        check_trainer(self, trainer, f"{name}, student", options, ("train_input", "train_output"))
         gold = [read_facts(each) if isinstance(each, str) else _checked(each, "test_output") for each in test_output]
         self.table_rows: list[dict[str, Any]] = []
         sets = draw_facts(known, rows, (least, most), seed)

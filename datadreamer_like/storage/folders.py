@@ -30,13 +30,15 @@ _SHORT = re.compile(r"\d+ requested and \d+ written|PytorchStreamWriter|inline_c
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Numbers of the errors of a disk that is full, or of a quota or limit that is reached."""
+_NOT_A_FOLDER = (errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
 
 
 @contextmanager
 def explained(what: str, path: Path, *, everything: bool = False) -> Iterator[None]:
     """Turns a full disk or a missing permission inside the block into a `StorageError` that says what to do.
 
-    With `everything`, other errors of the system too: for blocks that run no code of the user.
+    So it does if a file is where `path` or a folder of it must be. With `everything`, other errors of the system too:
+    for blocks that run no code of the user.
     """
     try:
         yield
@@ -58,12 +60,18 @@ def explained(what: str, path: Path, *, everything: bool = False) -> Iterator[No
                 f"{what}: no permission for {error.filename or path} ({error.strerror}). "
                 "Choose a folder that you may write to, or change its permissions."
             ) from raised
-        if everything:
+        if everything or (error.errno in _NOT_A_FOLDER and _is_at(error.filename, path)):
             raise StorageError(
                 f"{what}: {error.filename or path} cannot be used ({error.strerror or error}). "
                 "Check that the path is right and its disk is available, or choose another one."
             ) from raised
         raise
+
+
+def _is_at(file: object, path: Path) -> bool:
+    """Whether a file is `path`, in it, next to it, or a folder that it is in."""
+    found = Path(str(file))
+    return found.is_relative_to(path.parent) or path.is_relative_to(found)
 
 
 @contextmanager

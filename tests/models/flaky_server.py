@@ -49,7 +49,7 @@ class FlakyServer:
         self.seen: Counter[str] = Counter()
         self.requests: list[dict[str, Any]] = []
         self.paths: list[str] = []
-        self.models: list[dict[str, Any]] | None = []
+        self.models: list[dict[str, Any]] | bytes | None = []  # bytes: the whole reply
         self.headers: list[dict[str, str]] = []
         self.under_way = 0
         self.most_at_once = 0
@@ -110,7 +110,8 @@ class FlakyServer:
         }
         raw = await reader.readexactly(int(headers.get("content-length", 0)))
         if head.startswith("GET"):
-            listed = json.dumps({"object": "list", "data": self.models}).encode()
+            given = self.models
+            listed = given if isinstance(given, bytes) else json.dumps({"object": "list", "data": given}).encode()
             return await self._send(writer, Reply(status=404 if self.models is None else 200, body=listed), {})
         body = json.loads(raw)
         before = self.seen[prompt_of(body)]

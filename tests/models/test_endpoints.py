@@ -11,7 +11,7 @@ import pytest
 from flaky_server import FlakyServer, Reply, completion, error
 
 from datadreamer_like import llms, models
-from datadreamer_like.errors import AuthenticationFailed, DefinitionError
+from datadreamer_like.errors import AuthenticationFailed, DefinitionError, MalformedAnswer
 from datadreamer_like.models import (
     AI21,
     Cohere,
@@ -244,3 +244,11 @@ def test_the_context_window_is_read_from_a_list_of_models(tmp_path: Path) -> Non
     with FlakyServer() as server:
         server.models = [{"id": "m", "max_context_length": 1_000}, {"id": "other", "max_context_length": 5}]
         assert MistralAI("m", "k", base_url=server.url).get_max_context_length(100) == 900
+        server.models = b'[{"id": "other"}, {"id": "m", "context_length": 500}]'
+        assert Together("m", api_key="k", base_url=server.url).get_max_context_length(100) == 400
+        server.models = b'{"data": ["m"]}'
+        with pytest.raises(NotImplementedError, match="does not define the length"):
+            Together("m", api_key="k", base_url=server.url).get_max_context_length(100)
+        server.models = b"<!DOCTYPE html><html></html>"
+        with pytest.raises(MalformedAnswer, match="sent an invalid answer: it is not JSON .*: '<!DOCTYPE html>"):
+            Together("m", api_key="k", base_url=server.url).get_max_context_length(100)

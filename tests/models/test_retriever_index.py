@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, ModelError, NewerFormat
+from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, ModelError, NewerFormat, StorageError
 from datadreamer_like.models.embedders.embedder import Embedder
 from datadreamer_like.models.retrievers.embedding_retriever import EmbeddingRetriever
 from datadreamer_like.storage.seals import read_sealed, sealed
@@ -182,6 +182,21 @@ def test_a_damaged_index_is_found_by_its_checksum_and_made_again(
         assert list(again.search_vectors(clustered(5, seed=3), 4)) == expected
     assert again.embedder.embedded == 60
     assert "the index is made again" in caplog.text
+
+
+def test_a_file_where_a_folder_must_be_is_said_before_the_corpus_is_embedded(tmp_path: Path) -> None:
+    build(retriever(tmp_path))
+    folder = the_index(tmp_path)
+    shutil.rmtree(folder)
+    folder.write_text("a file")
+    model = retriever(tmp_path)
+    with pytest.raises(StorageError, match="is not a folder, which the index needs to be"):
+        build(model)
+    assert folder.read_text() == "a file"
+    other = retriever(folder)
+    with pytest.raises(StorageError, match=r"cannot be used \((File exists|Not a directory)\)"):
+        build(other)
+    assert model.embedder.embedded == other.embedder.embedded == 0
 
 
 def test_the_index_of_another_corpus_is_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

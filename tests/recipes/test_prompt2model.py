@@ -104,6 +104,7 @@ def test_it_trains_on_made_and_found_rows_and_is_measured_next_to_the_llm(sessio
     assert all(("good" in row["input"]) == (row["output"] == "positive") for row in own)
     assert len({row["input"] for row in own}) == len(own)
     assert made.metrics["student"] == {"exact_match": 1.0}
+    assert made.student.name.endswith(", student")
     assert made.metrics["the LLM, prompted"]["exact_match"] == 0.0
     assert "Dataset: films." in str(made)
 

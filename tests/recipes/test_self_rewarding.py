@@ -60,7 +60,14 @@ def test_best_and_worst_by_mean_score_are_pairs_and_each_model_starts_from_the_o
             made = taught(language_model, judge, iterations=2)
             rows = [list(each.output) for each in made.pairs]
             table = str(made)
-    assert not judge.asked  # the second run
+    with DataDreamer(tmp_path / "output", verbose=False).plan() as plan:
+        taught(language_model, judge, iterations=2)
+    assert not judge.asked  # the second run, and the plan
+    assert {node.state for node in plan.nodes} == {"cached"}
+    assert [node.name for node in plan.nodes if "iteration" in node.name] == [
+        "Taught, iteration 1",
+        "Taught, iteration 2",
+    ]
     assert len(made.students) == 2
     for number, pairs in enumerate(rows, 1):
         assert len(pairs) >= 2

@@ -192,6 +192,15 @@ def test_bad_options_are_named(
         DocumentDataSource("Documents", data_folder=folder, **options)
 
 
+def test_a_link_to_nowhere_is_left_out_with_a_warning(
+    session: DataDreamer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "a.txt").write_text("A text.")
+    (tmp_path / "b.pdf").symlink_to(tmp_path / "nowhere")
+    assert list(DocumentDataSource("Documents", tmp_path).output["path"]) == ["a.txt"]
+    assert f"left out {tmp_path / 'b.pdf'}, whose link leads nowhere (1 such)" in caplog.text
+
+
 def test_a_folder_without_documents_is_named(session: DataDreamer, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"contains no file that ends in \.md"):
         DocumentDataSource("Documents", data_folder=tmp_path)

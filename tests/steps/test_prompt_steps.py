@@ -32,6 +32,7 @@ from datadreamer_like.steps import (
     PromptStep,
     RankWithPrompt,
 )
+from datadreamer_like.testing import FakeLLM
 
 
 @pytest.fixture
@@ -516,6 +517,16 @@ def test_a_changed_llm_reruns_the_step_and_a_renamed_source_does_not(tmp_path: P
     assert run("Pets", Echo(system_prompt="Be brief.")) == 2
     assert run("Pets", Echo(), temperature=0.5) == 2
     assert run("Pets", Echo(), batch_size=1, lazy=False) == 0
+
+
+def test_a_chat_without_messages_fails_its_row_alone(session: DataDreamer) -> None:
+    rows = DataSource("Chats", data={"chat": [[], [{"role": "user", "content": "cat"}]]})
+    llm = FakeLLM(lambda prompt: "x")
+    llm.takes_images = True
+    for images in ({}, {"images": rows.map(lambda row: {"image": None}, name="None").output["image"]}):
+        asked = Prompt("Ask", inputs={"prompts": rows.output["chat"], **images}, args={"llm": llm})
+        assert list(asked.output["generations"]) == [None, "x"]
+        assert asked.errors == {0: "The prompt is an empty list, but a chat has at least one message."}
 
 
 def test_what_a_post_processing_function_closes_over_reruns_the_step(tmp_path: Path) -> None:

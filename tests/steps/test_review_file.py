@@ -140,6 +140,7 @@ def said(file: Path, *reviews: str) -> None:
 CHANGES: dict[str, Any] = {
     r"lacks the column review; it has: id, verdict, text": lambda file: changed(file, review="verdict"),
     r"lacks the column id, text; it has: ID, review, Text": lambda file: changed(file, id="ID", text="Text"),
+    r"has the column review twice": lambda file: file.write_text(file.read_text().replace("text", "review,text", 1)),
     r"lacks the column id, review, text; it has: ": lambda file: file.write_text(""),
     r'row r\w+: the review "spma" is not among the labels spam, ham. Did you mean "spam"': lambda file: said(
         file, "spma"

@@ -210,8 +210,14 @@ def test_a_blank_text_or_a_missing_source_is_not_asked_about(session: DataDreame
     assert list(made.output["claims"]) == [["a claim"], None, None, None, None]
     assert list(made.output["share"]) == [1.0, None, None, None, None]
     assert len(llm.asked) == 2
+    sources = [["s"], [], ["", None]]
+    made = make(CheckGrounding, llm, {"answers": ["d", "e", "\u200b"], "sources": sources}, judge=ByPart({"": "Yes"}))
+    assert list(made.output["share"]) == [1.0, None, None]
+    found = [{"indices": [], "texts": [], "scores": []}, {"indices": [0], "texts": ["s"], "scores": [0.5]}]
+    made = make(CheckGrounding, llm, {"answers": ["f", "g"], "sources": found})
+    assert list(made.output["share"]) == [None, 1.0]
     cook = ByPart({"": "A cook"})
-    people = make(Personas, cook, {"texts": ["", "soup", None, "\n"]}, expansions=1)
+    people = make(Personas, cook, {"texts": ["\ufeff", "soup", None, "\n"]}, expansions=1)
     assert list(people.output["personas"]) == [None, "A cook", None, None] * 2
     assert people.usage.failed_rows == 6
     assert len(cook.asked) == 2
@@ -219,6 +225,11 @@ def test_a_blank_text_or_a_missing_source_is_not_asked_about(session: DataDreame
 
 def test_a_blank_prompt_answer_or_row_is_not_sent(session: DataDreamer) -> None:
     llm = ByPart({"Is this answer good": "Yes.", "": "{}"})
+    chats = [[{"role": "user", "content": text}] for text in ("a", " ")]
+    made = make(CritiqueAndRevise, llm, {"prompts": [*chats, []]})
+    assert list(made.output["answers"]) == ["{}", None, None]
+    assert len(llm.asked) == 2
+    llm.asked.clear()
     made = make(CritiqueAndRevise, llm, {"prompts": ["", "a", " "]})
     assert list(made.output["answers"]) == [None, "{}", None]
     assert len(llm.asked) == 2

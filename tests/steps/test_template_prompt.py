@@ -68,6 +68,8 @@ def test_columns_fill_the_template_and_a_cell_is_never_executed(session: DataDre
         ("{{ range(9999) | join('a' * 9999) }}", "10,000,000 characters"),
         ("{{ ('a' * 9999) | replace('a', 'b' * 9999) }}", "10,000,000 characters"),
         ("{{ ('a ' * 9999) | wordwrap(1, wrapstring='b' * 9999) }}", "10,000,000 characters"),
+        ("{{ ('a' * 999999) | wordwrap(10) }}", "wraps words or blanks that are too long"),
+        ("{{ (' ' * 999999) | wordwrap(10) }}", "wraps words or blanks that are too long"),
         ("{{ ('\t' * 9999).expandtabs(9999) }}", "10,000,000 characters"),
         ("{{ [1] | slice(n) | list }}", "10,000,000 characters"),
         ("{{ [1] | tojson(indent=n) }}", "by more than 100"),

@@ -13,11 +13,10 @@ from typing import Any, NamedTuple
 
 from datadreamer_like.errors import MalformedAnswer, ModelError, RejectedAnswer
 
-from .generation import Answer
+from .generation import CUT_OFF, Answer
 from .tools import ToolCall, calls_with_own_ids, shown_calls
 
 # Reasons for the end of an answer, as servers with OpenAI's protocol write them.
-_CUT_OFF = {"length", "max_tokens", "max_output_tokens", "max_length", "model_length", "model_context_window_exceeded"}
 _FILTERED = {
     "content_filter", "content_filtered", "safety", "recitation", "prohibited_content", "blocklist", "spii",
     "sensitive", "guardrail_intervened",
@@ -30,7 +29,7 @@ _BROKEN = {
 _ORDINARY = ("stop", "length", None)
 _PAUSED = {"pause_turn", "pause"}
 # Characters without a width: an answer of nothing else is empty.
-_INVISIBLE = "\u200b\u200c\u200d\u2060\ufeff\x00 \t\n\r"
+INVISIBLE = "\u200b\u200c\u200d\u2060\ufeff\x00 \t\n\r"
 _CALLED = {"tool_calls", "tool_call", "tool_use", "function_call"}
 
 
@@ -74,10 +73,10 @@ def answer_text(
         found = split_thoughts(_valid(text))
         thoughts += found.thoughts
         # An opened thought after some text may be prose about tags, unless the token limit ended the answer.
-        unfinished = found.unfinished and (not found.text.strip() or reason in _CUT_OFF)
+        unfinished = found.unfinished and (not found.text.strip() or reason in CUT_OFF)
         text = (found.text if unfinished or not found.unfinished else _valid(text)).strip()
         text = json_text(text) if shaped else text
-        text = text if text.strip(_INVISIBLE) else ""
+        text = text if text.strip(INVISIBLE) else ""
     kept = _valid("\n".join(thoughts)) or None
     error = _answer_error(text, reason, " ".join(refusals), shaped, unfinished, calls)
     if error is not None:
@@ -306,16 +305,16 @@ def _answer_error(
             "of the tool, or ask for less at once."
         )
     if not text and not calls:
-        if reason in _CUT_OFF or unfinished:
-            why = "used up its tokens" if reason in _CUT_OFF else "stopped within its thoughts"
+        if reason in CUT_OFF or unfinished:
+            why = "used up its tokens" if reason in CUT_OFF else "stopped within its thoughts"
             return ModelError(f"The model {why} before it wrote any text. Raise max_new_tokens.")
         if reason in _CALLED:
             return ModelError("The model called a tool that the answer does not name, and wrote no text.")
         if text is None:
             return MalformedAnswer(f"The answer has no text (finish reason {reason or None!r}).")
-    elif calls and reason in _CUT_OFF:
+    elif calls and reason in CUT_OFF:
         return RejectedAnswer.of(shown_calls(calls), "The answer was cut off within its calls. Raise max_new_tokens.")
-    elif shaped and reason in _CUT_OFF:
+    elif shaped and reason in CUT_OFF:
         why = "The answer was cut off before it was complete; the schema needs all. Raise max_new_tokens."
         return RejectedAnswer.of(text, why)
     return None

@@ -224,6 +224,10 @@ def start_of(system_prompt: str | None, request: object) -> str | None:
     return "\0".join(str(message.get("content")) for message in request.messages(system_prompt))
 
 
+# Reasons for the end of a text at the limit of tokens, as servers with OpenAI's protocol write them.
+CUT_OFF = {"length", "max_tokens", "max_output_tokens", "max_length", "model_length", "model_context_window_exceeded"}
+
+
 class TokenLogprob(NamedTuple):
     """One token of an answer, its natural log-probability, and the likeliest tokens at its place, likeliest first."""
 
@@ -267,6 +271,11 @@ class Answer:
     def text(self) -> str | None:
         """The first text, or None."""
         return self.texts[0] if self.texts else None
+
+    @property
+    def cut_off(self) -> bool:
+        """Whether the limit of tokens ended one of the texts."""
+        return any(str(reason).lower() in CUT_OFF for reason in self.finish_reasons)
 
     @classmethod
     def failed(cls, error: ModelError) -> Answer:

@@ -35,7 +35,7 @@ from .received import Received
 from .schema import openai_response_format, with_schema
 from .scoring import Scored, ScoreRequest, echoed_scores
 from .tool_messages import openai_choice, openai_messages, openai_tools, with_short_ids
-from .wire import Fields, Wire, read_answer
+from .wire import Fields, Wire, read_answer, read_models
 
 logger = logging.getLogger("datadreamer_like")
 
@@ -219,18 +219,18 @@ class OpenAICompatible(APIModel):
             return self.endpoint.context_length
         not_in_plan("the length of the context from the server")
         # In a thread, since there may be a running loop here, and the SDK's other client has no limit for the whole.
-        models: list[Any] = Task(lambda: asyncio.run(self._listed_models()), "datadreamer_like-models").result()
+        models: list[Fields] = Task(lambda: asyncio.run(self._listed_models()), "datadreamer_like-models").result()
         for model in [each for each in models if each.id == self.model_name] or (models if len(models) == 1 else []):
-            facts = {**model.to_dict(), **(model.to_dict().get("meta") or {})}
+            facts = {**model, **(model.meta or {})}
             for name in ("max_model_len", "n_ctx", "context_length", "context_window", "max_context_length"):
                 if isinstance(facts.get(name), int):
                     return int(facts[name])
         return None
 
-    async def _listed_models(self) -> list[Any]:
+    async def _listed_models(self) -> list[Fields]:
         try:
             async with self.in_time(), self.make_client("Async") as client:
-                return [model async for model in client.models.list()]
+                return read_models((await client.models.with_raw_response.list()).http_response.text)
         except Exception as error:
             failure = self.error_of(error)
         if not isinstance(failure, UnknownModel):

@@ -54,13 +54,24 @@ _DECODER = json.JSONDecoder(object_hook=Fields)
 
 def read_answer(text: str) -> Fields:
     """Returns the object in a reply; raises ValueError for a reply of another form."""
-    try:
-        answer = _DECODER.decode(text)
-    except ValueError as error:
-        raise ValueError(f"it is not JSON ({error}): {text[:100]!r}" if text.strip() else "it is empty") from error
+    answer = _decoded(text)
     if not isinstance(answer, Fields):
         raise ValueError(f"it is not a JSON object: {text[:100]!r}")
     return answer
+
+
+def read_models(text: str) -> list[Fields]:
+    """Returns a server's list of models, as OpenAI or Together writes it; raises ValueError if it is not JSON."""
+    answer = _decoded(text)
+    listed = answer.get("data") if isinstance(answer, Fields) else answer
+    return [model for model in listed if isinstance(model, Fields)] if isinstance(listed, list) else []
+
+
+def _decoded(text: str) -> Any:
+    try:
+        return _DECODER.decode(text)
+    except ValueError as error:
+        raise ValueError(f"it is not JSON ({error}): {text[:100]!r}" if text.strip() else "it is empty") from error
 
 
 class Wire:

@@ -72,7 +72,7 @@ class BM25Retriever(IndexedRetriever):
 
     def index_identity(self) -> dict[str, Any]:
         """Returns the corpus and all options, which determine the index."""
-        words = "folded, with marks and characters" if self.tokenizer is None else self.tokenizer
+        words = "folded, with marks, characters and İ as i" if self.tokenizer is None else self.tokenizer
         return {"texts": self.texts, "k1": float(self.k1), "b": float(self.b), "tokenizer": words}
 
     def words(self, text: str) -> list[str]:

@@ -30,7 +30,7 @@ def keep_index(folder: Path, decided_by: str, write: Callable[[Path], None], wha
         what: The owner, for messages.
 
     Raises:
-        StorageError: The disk is full, or the folder may not be written.
+        StorageError: The disk is full, or the folder may not be written, or is a file.
         NewerFormat: A newer version of this package wrote the index.
     """
     if _problem(folder, decided_by) is None:
@@ -39,6 +39,8 @@ def keep_index(folder: Path, decided_by: str, write: Callable[[Path], None], wha
         problem = _problem(folder, decided_by)  # another process may have written it
         if problem is None:
             return
+        if (folder.exists() or folder.is_symlink()) and not folder.is_dir():
+            raise StorageError(f"{what}: {folder} is not a folder, which the index needs to be. Remove it.")
         if folder.exists():
             logger.warning("%s: %s; the index is made again", what, problem)
         draft = folder.with_suffix(".draft")

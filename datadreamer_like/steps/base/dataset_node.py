@@ -202,6 +202,11 @@ class DatasetNode(Node):
         return {int(index): message for index, message in failures.items()}
 
     @property
+    def cut_off(self) -> list[int]:
+        """Indices of the rows whose answer the limit of tokens cut off, in order; they keep it."""
+        return self.manifest.cut_off if self.manifest is not None else sorted(set(self.usage.cut_off))
+
+    @property
     def dataset_path(self) -> str:
         """Folder of the dataset on disk, for `datasets.load_from_disk`.
 

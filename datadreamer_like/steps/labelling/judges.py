@@ -81,7 +81,7 @@ class Judges(SuperStep):
 
     Raises:
         EmptyDataset, LabelError: No row has a gold verdict, or one is not "a", "b" or "tie".
-        DataError: No judge has a verdict on a gold row.
+        DataError: There are verdicts, but none on a gold row.
 
     Example:
         >>> panel = Judges(  # doctest: +SKIP

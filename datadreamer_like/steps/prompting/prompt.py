@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from datadreamer_like.errors import ModelError
 from datadreamer_like.graph.output import Batch
 
 from .images import check_takes_images, fingerprint_of_files, with_images
@@ -41,6 +42,6 @@ class Prompt(PromptStep):
 
     def prompts(self, batch: Batch) -> Sequence[RowPrompt]:
         """Returns the prompts."""
-        if "images" not in batch:
-            return batch["prompts"]
-        return [with_images(*row) for row in zip(batch["prompts"], batch["images"], strict=True)]
+        empty = ModelError("The prompt is an empty list, but a chat has at least one message.")
+        given = [empty if prompt == [] else prompt for prompt in batch["prompts"]]
+        return [*map(with_images, given, batch["images"])] if "images" in batch else given

@@ -13,6 +13,7 @@ from datadreamer_like.graph.node import reading_engine
 from datadreamer_like.graph.origin import From, Traced
 from datadreamer_like.graph.output import Batch
 from datadreamer_like.graph.threads import uninterrupted
+from datadreamer_like.graph.usage import log_cut_off
 from datadreamer_like.models.calls.failures import Rejected
 from datadreamer_like.models.calls.llm_calls import Repeated
 from datadreamer_like.models.llms.generation import Answer, Generation, Prompt
@@ -29,7 +30,7 @@ from .forecast import forecast_prompts
 from .logprobs import LOGPROBS, check_logprobs, logprob_columns, logprob_options, stores_logprobs
 from .numbered import numbered
 from .output_schema import OutputSchema
-from .read_answer import read_answer
+from .read_answer import keeps_end, read_answer
 from .tool_column import TOOL_CALLS, TOOLS, bare, call_column, check_step_tools, tools_input, with_tools
 from .value_column import ValueColumn, described
 
@@ -169,11 +170,14 @@ class PromptStep(Step):
                     if self._args.get("on_error") == "raise":
                         raise answer.error
                     self.usage.row_failed(index, answer.error)
+                elif answer is not None and answer.cut_off and keeps_end(answer, self._reads_answers()):
+                    self.usage.row_cut_off(index)
             count += len(rows.answers)
             yield rows if self.tools_column is None else rows._replace(values=[bare(value) for value in rows.values])
-        if self._args["lazy"] and self.usage.failed_rows:
-            failed = f"{self.usage.failed_rows:,} of {count:,}"
-            self.logger.warning("%s: %s rows failed; see its errors", self.name, failed)
+        if self._args["lazy"]:
+            if failed := self.usage.failed_rows:
+                self.logger.warning("%s: %s of %s rows failed; see its errors", self.name, f"{failed:,}", f"{count:,}")
+            log_cut_off(self.name, self.usage.cut_off)
 
     def engine_answers(self, engine: Engine) -> Iterator[AnsweredRows]:
         """Yields the rows with their answers, from the LLM in the engine's processes."""
@@ -189,8 +193,7 @@ class PromptStep(Step):
     def questions(self) -> Iterator[Questions]:
         """Yields prompts with their rows."""
         schema = None if self._enforces_schema() else self.schema
-        cut = self.preview_rows is not None
-        for batch in previewed_batches(self, self.input_batches()) if cut else self.input_batches():
+        for batch in previewed_batches(self, self.input_batches()):
             prompts = one_per_row(self.prompts(batch), batch, f'"{self.name}": prompts()')
             if schema is not None:
                 prompts = [schema.with_instruction(prompt) if is_sent(prompt) else prompt for prompt in prompts]
@@ -336,9 +339,9 @@ class PromptStep(Step):
 
     def fitted(self, **parts: Any) -> RowPrompt:
         """Returns `llm.format_prompt(**parts)` with the step's `max_new_tokens` and `sep`, or why it has none."""
+        parts |= {name: self._args[name] for name in ("max_new_tokens", "sep")}
         try:
-            own = {name: self._args[name] for name in ("max_new_tokens", "sep")}
-            return str(self._args["llm"].format_prompt(**own, **parts))
+            return str(self._args["llm"].format_prompt(**parts))
         except BadRequest as error:  # too long, or too few examples
             return error
 

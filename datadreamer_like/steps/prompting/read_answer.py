@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +12,8 @@ from datadreamer_like.models.calls.failures import Rejected
 from datadreamer_like.models.llms.generation import Answer
 
 from .value_column import described, own_copy
+
+_END = 20  # characters by which the end of a text is found; one word of no more is a label, whole though cut off
 
 
 def read_answer(step: Any, answer: Answer, row: dict[str, Any]) -> Answer | Rejected:
@@ -39,3 +43,28 @@ def read_answer(step: Any, answer: Answer, row: dict[str, Any]) -> Answer | Reje
         return replace(answer, error=error)
     except Exception as error:
         return replace(answer, error=RejectedAnswer.of(answer.text, f"parse raised {described(error)}."))
+
+
+def keeps_end(answer: Answer, is_read: bool) -> bool:
+    """Whether a row keeps the end of a text that the limit of tokens cut off.
+
+    Without a reader (`is_read` is False) it keeps all texts; else what was read of them, which may be a verdict, or all
+    parts but the last.
+    """
+    ends = [end for one in answer.each() if one.cut_off and (end := _plain(one.text or ""))]
+    ends = [end[-_END:] for end in ends if len(end) > _END or " " in end]
+    kept = [_plain(text) for text in _texts(answer.value if is_read else list(answer.texts))] if ends else []
+    return any(text.endswith(end) for text in kept for end in ends)
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"\W+", " ", text.casefold()).strip()
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yields the texts in a value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(part)

@@ -31,6 +31,8 @@ _TURNS = "turns of loops"
 _CONTAINER = 10  # characters for which a list within a list counts
 _MOST_BITS = 100_000
 _MOST_INDENT = 100
+_MOST_COPIED = 1_000_000_000
+_LONG_WORD = re.compile(r"\S{1000,}|[^\S\n]{1000,}")
 _PADDING = ("center", "ljust", "rjust", "zfill")
 # A width in a text for `%` or `format`: a large number, or one that is an argument.
 _WIDTH = re.compile(r"(?:%(?:\([^)]*\))?[-+ #.\d]*?|\{[^{}]*:[^{}]*?)(?:(?P<large>\d{7,})|\*|\{)")
@@ -178,9 +180,17 @@ def _check_replace(value: Any, old: Any, new: Any, *_: Any, **options: Any) -> N
 def _check_wordwrap(
     value: Any, width: Any = 79, break_long_words: Any = True, wrapstring: Any = None, *_: Any, **options: Any
 ) -> None:
-    if isinstance(value, str) and isinstance(width, int) and wrapstring is not None:
+    if not isinstance(value, str) or not isinstance(width, int):
+        return
+    if wrapstring is not None:
         lines = value.count("\n") + 2 * len(value) // max(1, width) + 1
         check_size(lines * len(str(wrapstring)))
+    if not break_long_words:
+        return
+    # Python copies the rest of a word or of blanks for each line that it cuts off.
+    copied = sum(len(found[0]) ** 2 for found in _LONG_WORD.finditer(value)) // max(1, width)
+    if copied > _MOST_COPIED:
+        raise TooLarge("it wraps words or blanks that are too long for it; use a larger width, or cut them first")
 
 
 def _check_json(value: Any, indent: Any = None) -> None:

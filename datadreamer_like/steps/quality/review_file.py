@@ -49,8 +49,8 @@ class ReviewFile(Step):
     one of more than 32,000 characters is cut.
 
     Raises:
-        DataError: The file is not UTF-8, lacks a column, has a review that is not in `labels` or two for one row, or
-            none of its reviewed rows is among the inputs.
+        DataError: The file is not UTF-8, lacks a column or has it twice, has a review that is not in `labels` or two
+            for one row, or none of its reviewed rows is among the inputs.
 
     Example:
         >>> args = {"file": "review.csv", "show": ["label"], "labels": ["spam", "ham"]}  # doctest: +SKIP
@@ -158,6 +158,8 @@ class ReviewFile(Step):
                 f'"{self.name}": {self._file} lacks the column {", ".join(missing)}; it has: {", ".join(header)}. '
                 "Columns may be added, not renamed or removed: restore the header, or move the file away for a new one."
             )
+        if twice := [name for name in needed if header.count(name) > 1]:
+            raise DataError(f'"{self.name}": {self._file} has the column {twice[0]} twice. Remove or rename one.')
         return header, [row for row in rows if any(row)]
 
     @cached_property

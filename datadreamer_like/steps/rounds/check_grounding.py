@@ -52,8 +52,8 @@ class CheckGrounding(PromptRounds):
     of texts), `supported` (a list of booleans, None for a claim without a verdict), `share` (of the claims with a
     verdict, those that are supported; None if there are none).
 
-    One prompt for each answer, and one for each of its claims; none for a row whose answer or source is missing or
-    blank: it has no claims. A row fails if its claims cannot be read, or if the
+    One prompt for each answer, and one for each of its claims; none for a row whose answer or source is missing, blank
+    or an empty list: it has no claims. A row fails if its claims cannot be read, or if the
     judge says neither yes nor no on one of them, also when asked again.
 
     Reference: the share is the faithfulness of Es et al. 2023, "RAGAS: Automated Evaluation of Retrieval Augmented
@@ -68,8 +68,9 @@ class CheckGrounding(PromptRounds):
         >>> kept = checked.filter(lambda row: row["share"] == 1.0)  # doctest: +SKIP
     """
 
-    # 2: what was retrieved counts as its texts; 3: a blank answer has no claims; 4: nor has one without a source
-    result_version: ClassVar[int] = 4
+    # 2: what was retrieved counts as its texts; 3: a blank answer has no claims; 4: nor has one without a source; 5: or
+    # with an empty list of sources
+    result_version: ClassVar[int] = 5
 
     def setup(self) -> None:
         """Registers the step's names."""
@@ -115,7 +116,7 @@ class CheckGrounding(PromptRounds):
 class EachClaim(Step):
     """One row for each claim of an answer."""
 
-    result_version: ClassVar[int] = 4  # that of CheckGrounding
+    result_version: ClassVar[int] = 5  # that of CheckGrounding
 
     def setup(self) -> None:
         """Registers the step's names."""

@@ -64,7 +64,8 @@ class CritiqueAndRevise(PromptRounds):
         ... )
     """
 
-    result_version: ClassVar[int] = 3  # 2: blank prompts and answers are not sent; 3: an empty answer is none
+    # 2: blank prompts and answers are not sent; 3: an empty answer is none; 4: a chat without words is blank
+    result_version: ClassVar[int] = 4
     least: ClassVar[dict[str, int]] = {"rounds": 1}
 
     def setup(self) -> None:
@@ -118,7 +119,8 @@ class FirstAnswer(Prompt):
 
     def prompts(self, batch: Batch) -> Sequence[RowPrompt]:
         """Returns the prompts."""
-        return [None if is_blank(prompt) else prompt for prompt in super().prompts(batch)]
+        made = zip(batch["prompts"], super().prompts(batch), strict=True)
+        return [None if is_blank(given) else prompt for given, prompt in made]
 
 
 def read_words(answer: Answer, row: Row) -> Any:

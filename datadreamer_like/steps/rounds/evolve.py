@@ -260,7 +260,7 @@ def read_evolved(answer: Answer, row: Row) -> Any:
     text = _LABEL.sub("", answer.text or "").strip().strip('"').strip()
     if not text:
         return Rejected("Write the instruction.")
-    if (answer.finish_reasons or [None])[0] == "length":
+    if answer.cut_off:
         return Rejected("It was cut off. Write a shorter instruction.")
     if _COPIED.search(text) and not _COPIED.search(row["instruction"]):
         return Rejected("It repeats words of this task. Write the instruction only.")

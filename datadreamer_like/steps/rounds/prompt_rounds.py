@@ -11,6 +11,7 @@ import pyarrow as pa
 from datadreamer_like.errors import DataError, DefinitionError, ModelError
 from datadreamer_like.graph.identity import class_id
 from datadreamer_like.graph.output import Batch, Column
+from datadreamer_like.models.llms.answer_text import INVISIBLE
 from datadreamer_like.models.llms.llm import LLM, overrides_only_run
 
 from ..base.columns import columns_together, num_rows_of
@@ -123,9 +124,11 @@ class PromptRounds(SuperStep):
     def fail_with(
         self, steps: Sequence[PromptStep], row_of: Callable[[PromptStep, int], int] = lambda step, index: index
     ) -> None:
-        """Counts the rows that failed in steps; `row_of` returns the row here of a row there."""
+        """Counts the rows that failed in steps, or were cut off; `row_of` returns the row here of a row there."""
         failed: dict[int, str] = {}
         for step in steps:
+            for index in step.cut_off:
+                self.usage.row_cut_off(row_of(step, index))
             indices = step.manifest.failed if step.manifest is not None else step.usage.failed
             for index in indices:
                 message = step.errors.get(index, "see the first errors")
@@ -153,9 +156,13 @@ class Asked(TemplatePrompt):
         return made
 
 
-def is_blank(text: Any) -> bool:
-    """Returns whether there is nothing to send."""
-    return text is None or (isinstance(text, str) and not text.strip())
+def is_blank(value: Any) -> bool:
+    """Returns whether there is nothing to send: no visible text, or a list or mapping without any."""
+    if isinstance(value, str):
+        return all(character.isspace() or character in INVISIBLE for character in value)
+    if isinstance(value, dict):
+        return all(is_blank(part) for name, part in value.items() if name != "role")
+    return value is None or (isinstance(value, list | tuple) and all(map(is_blank, value)))
 
 
 def not_a_text(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ from datadreamer_like.graph.fingerprint import ByContent
 from ..base.options import NodeOptions, check_known, taken_options, takes_node_options
 from .data_source import Source
 from .encodings import plain_suffix
+
+logger = logging.getLogger("datadreamer_like")
 
 Files = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
@@ -77,7 +80,10 @@ def _find(
         return list(dict.fromkeys(found))
     if folder is None:
         raise DefinitionError(f'"{name}": give data_files="rows{suffixes[0]}" or data_folder="folder".')
-    found = sorted(path for path in Path(folder).rglob("*") if path.is_file() and _has_suffix(path, suffixes))
+    named = [path for path in Path(folder).rglob("*") if _has_suffix(path, suffixes)]
+    found = sorted(path for path in named if path.is_file())
+    if broken := [path for path in named if not path.exists()]:
+        logger.warning('"%s": left out %s, whose link leads nowhere (%d such)', name, broken[0], len(broken))
     if not found:
         raise DataError(f'"{name}": the folder {folder} contains no file that ends in {" or ".join(suffixes)}.')
     return found
