@@ -20,8 +20,8 @@ T = TypeVar("T")
 # Python delivers an interrupt to a thread only between two waits.
 _POLL_SECONDS = 0.1
 _INTERRUPT_SECONDS = 1.2
-# How often KeyboardInterrupt was raised in each thread, by its identifier
-_interrupts: Counter[int] = Counter()
+interrupts: Counter[int] = Counter()
+"""How often Ctrl-C was raised in each thread, by its identifier."""
 
 
 @contextlib.contextmanager
@@ -29,7 +29,7 @@ def counting_interrupts() -> Iterator[None]:
     """Counts what Ctrl-C raises in the main thread inside the block; a handler that is not Python's own stays."""
 
     def interrupt(number: int, frame: Any) -> None:
-        _interrupts[threading.get_ident()] += 1
+        interrupts[threading.get_ident()] += 1
         signal.default_int_handler(number, frame)
 
     is_main = threading.current_thread() is threading.main_thread()
@@ -51,10 +51,10 @@ def interrupt_check() -> Callable[[], None]:
     A function of the script, such as one with a bare `except:`, may have caught it: what it then returned is no value.
     """
     thread = threading.get_ident()
-    before = _interrupts[thread]
+    before = interrupts[thread]
 
     def check() -> None:
-        if _interrupts[thread] != before:
+        if interrupts[thread] != before:
             raise KeyboardInterrupt
 
     return check
@@ -106,7 +106,7 @@ class Task(Generic[T]):
     def interrupt(self) -> None:
         """Raises KeyboardInterrupt in the thread, as soon as it runs Python code."""
         if not self.done() and self._thread.ident is not None:
-            _interrupts[self._thread.ident] += 1
+            interrupts[self._thread.ident] += 1
             interrupt = ctypes.py_object(KeyboardInterrupt)
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread.ident), interrupt)
 

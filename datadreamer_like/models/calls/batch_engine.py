@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
+from threading import get_ident
 from typing import Any
 
 from datadreamer_like.errors import (
@@ -16,12 +17,13 @@ from datadreamer_like.errors import (
     Unavailable,
     UnknownModel,
 )
-from datadreamer_like.graph.threads import uninterrupted
+from datadreamer_like.graph.threads import interrupts
 
 from ..model import free_memory
+from .calls import Q
 from .failures import A
 from .options import Run
-from .pipeline import Engine, Job, Q, Recorder
+from .pipeline import Engine, Job, Recorder
 
 logger = logging.getLogger("datadreamer_like")
 
@@ -119,7 +121,10 @@ class BatchEngine(Engine[Q, A]):
         for job in batch:
             job.tries += 1
         try:
-            answers = uninterrupted(self._ask, [job.request for job in batch])
+            before = interrupts[get_ident()]
+            answers = self._ask([job.request for job in batch])
+            if interrupts[get_ident()] != before:  # an LLM of the script's own caught it
+                raise KeyboardInterrupt
         except (AuthenticationFailed, Unavailable, UnknownModel):
             raise
         except ModelError as error:

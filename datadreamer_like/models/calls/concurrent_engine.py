@@ -29,8 +29,9 @@ from datadreamer_like.graph.threads import DaemonPool
 from datadreamer_like.storage.answers import Claims
 
 from .allowance import Allowance, retry_delay
+from .calls import Q
 from .failures import A
-from .pipeline import Engine, Job, Q, Recorder
+from .pipeline import Engine, Job, Recorder
 
 logger = logging.getLogger("datadreamer_like")
 

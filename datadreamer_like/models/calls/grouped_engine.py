@@ -10,8 +10,9 @@ from typing import Any, Generic
 
 from datadreamer_like.errors import ModelError
 
+from .calls import Q
 from .failures import A
-from .pipeline import Engine, Job, Q, Recorder
+from .pipeline import Engine, Job, Recorder
 
 # Groups read ahead for each that may be sent at once.
 _WINDOW_IN_GROUPS = 4

@@ -20,8 +20,8 @@ from ..llms.generation import Answer, Prompt, Request, Sampling, TokenLogprob, T
 from ..llms.schema_check import schema_check
 from ..llms.tool_calls import answer_words, check_tools, checked_calls
 from ..llms.tools import Tool
+from .calls import Calls
 from .failures import Rejected
-from .pipeline import Calls
 
 _RECENT_AT_LEAST = 65_536
 # New hashes are counted in a dict, fast but large, until they are this share of the sorted arrays, which are compact.

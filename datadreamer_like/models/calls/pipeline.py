@@ -10,8 +10,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic
 
 from datadreamer_like.errors import ArgumentTypeError, ModelError, OverBudget
 from datadreamer_like.graph.fingerprint import fingerprint
@@ -20,60 +21,15 @@ from datadreamer_like.graph.usage import Usage, current_usage
 from datadreamer_like.storage.answers import AnswerStore, Claims
 
 from ..model import Model
+from .calls import Calls, P, Q
 from .failures import A, Rejected
 from .garbage import collecting_rarely
 from .options import Run
-from .prompt_source import PromptSource
 
 logger = logging.getLogger("datadreamer_like")
 
-P = TypeVar("P")
-Q = TypeVar("Q")
-
-
-class Calls(ABC, Generic[P, Q, A]):
-    """One kind of call, for the pipeline: prompts P become requests Q, which get answers A."""
-
-    has_paid: bool = False
-    """Whether `paid` may find answers."""
-    checks: bool = False
-    """Whether `checked` may reject answers."""
-
-    @abstractmethod
-    def admit(self, prompts: Sequence[P]) -> tuple[list[bytes], list[Q]]:
-        """Returns the key and the request of each prompt; requests with equal keys are sent once."""
-
-    @abstractmethod
-    def size(self, request: Q) -> int:
-        """Returns a length for sorting requests into batches."""
-
-    @abstractmethod
-    def encode(self, answer: A) -> bytes:
-        """Returns the stored form of an answer."""
-
-    @abstractmethod
-    def decode(self, value: bytes) -> A:
-        """Reads a stored answer."""
-
-    @abstractmethod
-    def failed(self, error: ModelError) -> A:
-        """Returns the answer of a failed row."""
-
-    def paid(self, keys: Sequence[bytes], requests: Sequence[Q]) -> Sequence[A | None]:
-        """Returns for each request the answer of a call that was paid for elsewhere, if there is one."""
-        return [None] * len(keys)
-
-    def checked(self, request: Q, answer: A) -> A | Rejected:
-        """Returns an answer, or why it is rejected; only called if `checks`."""
-        return answer
-
-    def follow_up(self, key: bytes, request: Q, answer: A, reason: str) -> tuple[bytes, Q]:
-        """Returns the key and the request of a follow-up to a rejected answer; only for runs with a `check`."""
-        raise NotImplementedError(f"{type(self).__name__} has no follow-ups.")
-
-    def rejected(self, answer: A, reason: str, cause: ModelError | None) -> A:
-        """Returns the answer of a row that failed by rejection; `cause` is the error of a failed follow-up."""
-        raise NotImplementedError(f"{type(self).__name__} has no rejected answers.")
+# Target time of reading a chunk of prompts: shorter chunks add overhead, longer ones leave slots idle.
+_READ_SECONDS = 0.02
 
 
 @dataclass(slots=True, eq=False)
@@ -215,7 +171,7 @@ def run_calls(
     open_store, usage = _model_answers(model), current_usage()
 
     def answers() -> Iterator[A]:
-        source = PromptSource(prompts)
+        source = _Source(prompts)
         done = 0
         with collecting_rarely(), open_store() as store, Claims(store) as claims:
             recorder = Recorder(calls, store, usage, claims, asks_again=run.force)
@@ -264,6 +220,30 @@ def _model_answers(model: Model) -> Callable[[], AbstractContextManager[AnswerSt
     # The session closes it. `setdefault` decides between two threads that both made one.
     kept = session.in_memory_answers
     return lambda: nullcontext(kept[file] if file in kept else kept.setdefault(file, AnswerStore(":memory:")))
+
+
+class _Source(Generic[P]):
+    """Reads prompts in chunks: large ones from a fast iterable, single prompts from a slow one."""
+
+    def __init__(self, prompts: Iterable[P]) -> None:
+        self._iterator = iter(prompts)
+        self.size = 1
+        self.slow = False
+        self.ended = False
+
+    def read(self, room: int, most: int) -> list[P]:
+        """Returns the next prompts, at most `room`; the next chunk has at most `most`."""
+        size = min(self.size, room)
+        started = time.monotonic()
+        chunk = list(islice(self._iterator, size))
+        took = time.monotonic() - started
+        self.ended = len(chunk) < size
+        self.slow = size == 1 and took > _READ_SECONDS
+        if took > _READ_SECONDS / 2:
+            self.size = max(1, min(int(size * _READ_SECONDS / took), most))
+        elif size == self.size:
+            self.size = min(2 * size, most)
+        return chunk
 
 
 @dataclass

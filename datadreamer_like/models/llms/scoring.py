@@ -11,9 +11,9 @@ from typing import Any, NamedTuple, TypeVar
 
 from datadreamer_like.errors import ArgumentTypeError, BadRequest, DefinitionError, ModelError, did_you_mean
 
+from ..calls.calls import Calls
 from ..calls.llm_calls import prompt_bytes
 from ..calls.options import RunOptions
-from ..calls.pipeline import Calls
 from .generation import Prompt, Request, Sampling
 
 T = TypeVar("T")

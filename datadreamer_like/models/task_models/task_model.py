@@ -22,9 +22,10 @@ from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.positions import by_position, defaults_of
 
 from ..calls.batch_engine import BatchEngine
+from ..calls.calls import Calls
 from ..calls.failures import log_failures
 from ..calls.options import BATCHING, Run, RunOptions
-from ..calls.pipeline import Calls, Engine, Recorder, run_calls
+from ..calls.pipeline import Engine, Recorder, run_calls
 from ..model import Model
 
 V = TypeVar("V")

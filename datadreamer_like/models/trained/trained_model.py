@@ -255,8 +255,7 @@ class TrainedModel:
 
         check_texts(texts)
         _ = self.labels  # raises if the model is not a classifier
-        options: Any = {"batch_size": batch_size, "max_length": max_length, "called": repr(self)}
-        found = teacher_logits_for_texts(self, texts, **options)
+        found = teacher_logits_for_texts(self, texts, batch_size=batch_size, max_length=max_length, called=repr(self))
         return cast("np.ndarray[Any, np.dtype[np.float32]]", found.numpy())
 
     def predict(self, texts: Sequence[str], *, batch_size: int = 32, max_length: int | None = None) -> Predictions:

@@ -207,8 +207,11 @@ def _in_portions(rows: Iterable[Any]) -> Iterator[list[Any]]:
 def _batches(batches: Iterable[Any], expected: Expected) -> StatedBatches:
     reader, check = BatchReader(expected.shapes), interrupt_check()
     for given in batches:
-        check()
-        batch, sources = (given.value, given.sources) if isinstance(given, Traced) else (given, None)
+        if isinstance(given, Traced):
+            batch, sources = given.value, given.sources
+        else:
+            check()
+            batch, sources = given, None
         if isinstance(batch, pa.RecordBatch):
             if set(batch.schema.names) != set(expected.outputs):
                 raise expected.wrong(batch.schema.names)

@@ -42,6 +42,9 @@ class Prompt(PromptStep):
 
     def prompts(self, batch: Batch) -> Sequence[RowPrompt]:
         """Returns the prompts."""
-        empty = ModelError("The prompt is an empty list, but a chat has at least one message.")
-        given = [empty if prompt == [] else prompt for prompt in batch["prompts"]]
+        given = [_empty() if prompt == [] else prompt for prompt in batch["prompts"]]
         return [*map(with_images, given, batch["images"])] if "images" in batch else given
+
+
+def _empty() -> ModelError:
+    return ModelError("The prompt is an empty list, but a chat has at least one message.")

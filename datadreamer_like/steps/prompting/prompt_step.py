@@ -159,7 +159,7 @@ class PromptStep(Step):
 
     def answered(self) -> Iterator[AnsweredRows]:
         """Yields the rows with their answers, and counts failed ones."""
-        count = 0
+        count, is_read = 0, self._reads_answers()
         self.usage.forget_failures()  # lazy rows are generated again in each pass
         column = ValueColumn(self.reader_name()) if self.values_are_a_column() else None
         for rows in self.engine_answers(reading_engine()):
@@ -170,7 +170,7 @@ class PromptStep(Step):
                     if self._args.get("on_error") == "raise":
                         raise answer.error
                     self.usage.row_failed(index, answer.error)
-                elif answer is not None and answer.cut_off and keeps_end(answer, self._reads_answers()):
+                elif answer is not None and answer.finish_reasons != ["stop"] and keeps_end(answer, is_read):
                     self.usage.row_cut_off(index)
             count += len(rows.answers)
             yield rows if self.tools_column is None else rows._replace(values=[bare(value) for value in rows.values])
@@ -193,7 +193,8 @@ class PromptStep(Step):
     def questions(self) -> Iterator[Questions]:
         """Yields prompts with their rows."""
         schema = None if self._enforces_schema() else self.schema
-        for batch in previewed_batches(self, self.input_batches()):
+        given = self.input_batches()
+        for batch in given if self.preview_rows is None else previewed_batches(self, given):
             prompts = one_per_row(self.prompts(batch), batch, f'"{self.name}": prompts()')
             if schema is not None:
                 prompts = [schema.with_instruction(prompt) if is_sent(prompt) else prompt for prompt in prompts]
@@ -345,8 +346,6 @@ class PromptStep(Step):
         except BadRequest as error:  # too long, or too few examples
             return error
 
-    # Checking
-
     def configure(self) -> None:
         """Rejects incompatible arguments, and registers a column for each property of `output_schema`."""
         args, llm = self._args, self._args["llm"]
@@ -396,6 +395,5 @@ class PromptStep(Step):
         return True
 
     def _reads_answers(self) -> bool:
-        """Whether an answer's value is more than its text."""
         overrides = type(self).parse is not PromptStep.parse or type(self).combine is not PromptStep.combine
         return overrides or any(self._args[name] is not None for name in _READERS)
