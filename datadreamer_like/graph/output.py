@@ -242,6 +242,7 @@ class OutputIterableDataset(OutputDatasetMixin):
         self._step = step
         self._iterable = None if isinstance(dataset, Rows) else dataset
         rows = dataset if isinstance(dataset, Rows) else rows_of_iterable(dataset)
+        self._check(step, rows, "IterableDataset")  # its columns may only now be known
         self._given = rows if total_num_rows is None else replace(rows, num_rows=max(0, total_num_rows))
         self.pickled = pickled or rows.pickled
 

@@ -23,6 +23,9 @@ def show_briefly(kind: type[BaseException], error: BaseException, trace: Traceba
         _end_at_once()
     elif isinstance(error, DataDreamerError) or is_of_user(trace):
         sys.stderr.write("".join(_lines(error, trace)))
+    elif (raised := _raised(error)) is not error and is_of_user(raised.__traceback__):
+        frames = traceback.format_list(shown_frames(error, trace))
+        sys.stderr.write("".join([*frames, *_lines(raised, raised.__traceback__)]))
     else:
         sys.__excepthook__(kind, error, trace)
 
@@ -34,14 +37,21 @@ def is_of_user(trace: TracebackType | None) -> bool:
     return bool(own) and any(not is_installed_file(file) for file in files[own[-1] + 1 :])
 
 
+def _raised(error: BaseException) -> BaseException:
+    """Returns the error that the user's code raised: in a generator, Python replaces StopIteration."""
+    is_replaced = type(error) is RuntimeError and isinstance(error.__cause__, StopIteration)
+    return error.__cause__ if is_replaced and error.__cause__ is not None else error
+
+
 @contextlib.contextmanager
 def noting_errors(call: str) -> Iterator[None]:
     """Adds a line to an error of the user's code inside the block; `call` says what called it: '"Name" called'."""
     try:
         yield
     except Exception as error:
-        if is_of_user(error.__traceback__) and not getattr(error, "__notes__", None):
-            error.add_note(f"It was raised by code of the script that {call}.")
+        raised = _raised(error)
+        if is_of_user(raised.__traceback__) and not getattr(raised, "__notes__", None):
+            raised.add_note(f"It was raised by code of the script that {call}.")
         raise
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -160,6 +160,23 @@ def class_names(field: pa.Field, in_lists: bool = False) -> list[str] | None:
     if in_lists and isinstance(feature, dict) and isinstance(feature.get("feature"), dict):
         feature = feature["feature"]
     return list(feature["names"]) if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" else None
+
+
+def named_labels(field: pa.Field) -> Callable[[Any], Any] | None:
+    """Returns a function that turns the class numbers in a column's values into class names; None if it has none."""
+
+    def named(value: Any, feature: Any) -> Any:
+        if value is None or not isinstance(feature, dict):
+            return value
+        if feature.get("_type") == "ClassLabel":
+            return None if value < 0 else feature["names"][value]
+        if isinstance(value, list):
+            return [named(each, feature.get("feature")) for each in value]
+        return {key: named(each, feature.get(key)) for key, each in value.items()} if isinstance(value, dict) else value
+
+    if not labels_in(field):
+        return None
+    return partial(named, feature=json.loads(field.metadata[FEATURE]))
 
 
 def without_pickles(schema: pa.Schema) -> pa.Schema:

@@ -15,7 +15,12 @@ from hypothesis import strategies as st
 
 from datadreamer_like import DataDreamer
 from datadreamer_like.errors import DefinitionError, NoSuchRow
-from datadreamer_like.graph import OutputDataset, OutputDatasetColumn, OutputIterableDataset
+from datadreamer_like.graph import (
+    OutputDataset,
+    OutputDatasetColumn,
+    OutputIterableDataset,
+    OutputIterableDatasetColumn,
+)
 from datadreamer_like.graph.node import Node
 from datadreamer_like.graph.origin import Every, Origin, Recorder, Several
 from datadreamer_like.graph.rows import Rows, Table, rebatched, untyped
@@ -182,3 +187,6 @@ def test_datasets_made_by_hand_are_checked() -> None:
         OutputIterableDataset(step, data)  # type: ignore[arg-type]
     with pytest.raises(DefinitionError, match="takes one column, got a, b"):
         OutputDatasetColumn(step, data)
+    unknown = datasets.IterableDataset.from_generator(lambda: iter([{"a": 1, "b": 2}]))
+    with pytest.raises(DefinitionError, match="takes one column, got a, b"):
+        OutputIterableDatasetColumn(step, unknown)

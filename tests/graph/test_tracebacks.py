@@ -160,6 +160,20 @@ def test_an_error_in_the_users_own_function_shows_their_frames_and_one_line_of_o
     assert f"    {line}" in said
 
 
+@pytest.mark.parametrize("use", ["map", "map, lazy", "filter", "a function in another thread"])
+def test_a_next_that_finds_nothing_shows_the_users_frames(tmp_path, use):
+    script = tmp_path / "script.py"
+    script.write_text(STEP.replace("USE", USES[use][1]).replace('int("seven")', "next(iter(()))"))
+    said = shown(script).splitlines()
+    files = [text for text in said if text.startswith("  File ")]
+    assert len(files) >= 2
+    assert all(str(script) in text for text in files), said
+    assert "    return next(iter(()))  # the line" in said
+    assert said[-2] == "StopIteration"
+    assert said[-1].startswith("The function of ")
+    assert f"    {USES[use][1]}" in said
+
+
 def test_libraries_that_the_users_code_calls_and_causes_are_shown(tmp_path):
     said = ended(tmp_path, "import json; return json.loads('{')")
     assert "json/decoder.py" in said

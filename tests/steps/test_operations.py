@@ -520,12 +520,33 @@ def test_json_refuses_other_options(session, tmp_path, options, says):
     assert not list(tmp_path.glob("*rows*"))
 
 
-def test_class_labels_are_names_in_csv(session, tmp_path):
+def test_class_labels_are_names_in_files_wherever_they_stand(session, tmp_path):
     label = datasets.ClassLabel(names=["no", "yes, sir"])
-    features = datasets.Features({"one": label, "many": datasets.List(label)})
-    data = datasets.Dataset.from_dict({"one": [1, None], "many": [[0, 1], []]}, features=features)
-    with open(DataSource("Rows", data=data).export_to_csv(tmp_path / "rows.csv"), newline="") as stream:
-        assert list(csv.reader(stream)) == [["one", "many"], ["yes, sir", '["no", "yes, sir"]'], ["", "[]"]]
+    kinds = {
+        "one": (label, [1, None], ["yes, sir", None]),
+        "many": (datasets.List(label), [[0, 1], []], [["no", "yes, sir"], []]),
+        "deep": (datasets.List(datasets.List(label)), [[[0], []], None], [[["no"], []], None]),
+        "objects": (
+            datasets.List({"kind": label, "n": datasets.Value("int64")}),
+            [[{"kind": 1, "n": 1}], []],
+            [[{"kind": "yes, sir", "n": 1}], []],
+        ),
+        "inside": (
+            {"kinds": datasets.List(label)},
+            [{"kinds": [0]}, {"kinds": None}],
+            [{"kinds": ["no"]}, {"kinds": None}],
+        ),
+    }
+    features = datasets.Features({name: kind for name, (kind, _, _) in kinds.items()})
+    data = datasets.Dataset.from_dict({name: given for name, (_, given, _) in kinds.items()}, features=features)
+    rows = DataSource("Rows", data=data).map(lambda row: row, lazy=False)
+    expected = [{name: named[i] for name, (_, _, named) in kinds.items()} for i in range(2)]
+    with open(rows.export_to_json(tmp_path / "rows.json")) as stream:
+        assert [json.loads(line) for line in stream] == expected
+    with open(rows.export_to_csv(tmp_path / "rows.csv"), newline="") as stream:
+        first, second = csv.DictReader(stream)
+    assert first == {name: value if name == "one" else json.dumps(value) for name, value in expected[0].items()}
+    assert second == {"one": "", "many": "[]", "deep": "", "objects": "[]", "inside": '{"kinds": null}'}
 
 
 def test_a_csv_has_one_header_however_many_rows_it_has(session, tmp_path):

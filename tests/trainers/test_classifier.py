@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import pickle
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -471,6 +473,22 @@ def test_what_callbacks_count_is_no_change_of_the_script(tmp_path, tiny_encoder,
 
     assert run() == 2
     assert run() == 0
+
+
+class IgnoresCtrlC(SeesSteps):
+    """A callback that is interrupted, and catches everything."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        super().on_step_end(args, state, control)
+        with contextlib.suppress(BaseException):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_a_callback_that_catches_ctrl_c_ends_the_training(tmp_path, tiny_encoder, data):
+    SEEN.clear()
+    with pytest.raises(KeyboardInterrupt), DataDreamer(tmp_path, verbose=False):
+        TrainHFClassifier("a", str(tiny_encoder)).train(**data(), **QUICK, callbacks=[IgnoresCtrlC(100)])
+    assert len(SEEN) == 1
 
 
 def test_callbacks_take_part_and_decide_the_result(tmp_path, tiny_encoder, data):

@@ -19,7 +19,7 @@ from datadreamer_like.graph.rows import Rows
 from datadreamer_like.storage.arrow_types import holds_empty_objects
 from datadreamer_like.storage.exports import local_path, new_export, new_file
 from datadreamer_like.storage.tables import as_dataset, opened_dataset, save_schema
-from datadreamer_like.storage.values import class_names, pickled_columns, to_columns
+from datadreamer_like.storage.values import named_labels, pickled_columns, to_columns
 
 from ..operations import splitting, transforms
 from .dataset_node import DatasetNode
@@ -189,21 +189,15 @@ def _json_rows(rows: Rows, dumps: Any) -> Iterator[str]:
         for start in range(0, batch.num_rows, 1_000):
             texts = []
             for field, values in zip(batch.schema, to_columns(batch.slice(start, 1_000)).values(), strict=True):
-                key, names = dumps(field.name), class_names(field, in_lists=True)
+                key, named = dumps(field.name), named_labels(field)
                 try:
-                    texts.append([f"{key}: {dumps(_named(value, names) if names else value)}" for value in values])
+                    texts.append([f"{key}: {dumps(named(value) if named else value)}" for value in values])
                 except (TypeError, ValueError) as error:
                     raise DefinitionError(
                         f'export_to_json: column "{field.name}" holds what JSON cannot: {error}. Convert it with '
                         "step.map, or use export_to_hf_dataset."
                     ) from error
             yield from (f"{{{', '.join(row)}}}" for row in zip(*texts, strict=True))
-
-
-def _named(value: Any, names: list[str]) -> Any:
-    if isinstance(value, list):
-        return [_named(each, names) for each in value]
-    return None if value is None or value < 0 else names[value]
 
 
 def _text(value: Any) -> str:
@@ -249,9 +243,9 @@ def _frame(batch: pa.RecordBatch) -> pd.DataFrame:
 
     columns = {}
     for field, values in zip(batch.schema, to_columns(batch).values(), strict=True):
-        names = class_names(field, in_lists=True)
+        named = named_labels(field)
         try:
-            columns[field.name] = [_plain(_named(value, names) if names else value) for value in values]
+            columns[field.name] = [_plain(named(value) if named else value) for value in values]
         except TypeError as error:
             raise DefinitionError(
                 f'export_to_csv: column "{field.name}" holds what CSV cannot: {error}. Convert it with step.map, or '

@@ -9,6 +9,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from datadreamer_like.compression import CompressesWhileTraining
 from datadreamer_like.graph import current_usage
+from datadreamer_like.graph.threads import interrupt_check
 from datadreamer_like.pruning import reapply
 
 
@@ -20,6 +21,7 @@ class Report(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Sets the total number of examples."""
+        self._check = interrupt_check()
         rows = self.rows * args.num_train_epochs
         if args.max_steps > 0:
             rows = args.max_steps * args.train_batch_size * args.gradient_accumulation_steps
@@ -30,7 +32,8 @@ class Report(TrainerCallback):
         self._note(args, state)
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Counts the examples seen."""
+        """Counts the examples seen; ends a training in which a callback or a reward of the script caught Ctrl-C."""
+        self._check()
         usage = current_usage()
         usage.add(rows=round(self.rows * (state.epoch or 0.0)) - usage.rows)
         # Reading a loss waits for the GPU, so not after each batch.
