@@ -116,7 +116,7 @@ def printed_by(code: str, *arguments: str, environment: Mapping[str, str] = os.e
         file.write_text(code, encoding="utf-8")
         process = WarmProcess(file, list(arguments), dict(environment), Path(folder), plain)
         out, err = process.communicate(timeout=200)
-        assert process.returncode == 0, err
+        assert process.returncode == 0, out + err
     return out
 
 

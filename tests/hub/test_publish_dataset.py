@@ -11,6 +11,7 @@ from pathlib import Path
 import datasets
 import pytest
 from hub_server import HubServer
+from warm import printed_by
 
 from datadreamer_like.errors import ArgumentTypeError, EmptyDataset, HubError
 from datadreamer_like.graph.card import Card
@@ -51,17 +52,14 @@ def splits() -> datasets.DatasetDict:
 
 
 def loaded(hub: HubServer, home: Path, *arguments: str) -> dict[str, list[dict[str, object]]]:
-    """What a fresh process gets from `load_dataset`, with the features under a name of their own."""
+    """What another process gets from `load_dataset`, with the features under a name of their own."""
     script = (
         "import json, sys, datasets\n"
         "got = datasets.load_dataset(*sys.argv[1:])\n"
         "features = {name: str(rows.features) for name, rows in got.items()}\n"
         "print(json.dumps({name: rows.to_list() for name, rows in got.items()} | {'': features}))\n"
     )
-    command = [sys.executable, "-c", script, *arguments]
-    done = subprocess.run(command, env=hub.environment(home), capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(printed_by(script, *arguments, environment=hub.environment(home)).splitlines()[-1])
 
 
 def test_published_splits_come_back_with_their_features(hub: HubServer, tmp_path: Path) -> None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from warm import printed_by
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -17,12 +15,9 @@ def passes_interpreted(file: str, chosen: str = "") -> None:
     pytest.importorskip("triton")
     # The interpreter computes in NumPy, which warns of lanes that the kernel masks.
     options = ["-q", "-p", "no:xdist", "-W", "ignore::RuntimeWarning", "-k", chosen]
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, file],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        cwd=Path(__file__).parents[2],
-    )
-    assert done.returncode == 0, done.stdout[-3000:]
-    assert "passed" in done.stdout
+    options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # plugins that are loaded already
+    said = printed_by(
+        "import pytest, sys; code = pytest.main(sys.argv[1:]); assert not code, code", *options, file,
+        environment={**os.environ, "TRITON_INTERPRET": "1"}, plain=True,
+    )  # fmt: skip
+    assert "passed" in said

@@ -2,13 +2,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import pickle
 import random
-import signal
 import socket
-import subprocess
-import sys
-import textwrap
 import threading
 import time
 import uuid
@@ -18,6 +15,7 @@ from typing import Any
 
 import pytest
 from flaky_server import FlakyServer, Reply, completion, error, prompt_of
+from warm import WarmProcess
 
 from datadreamer_like.errors import (
     ArgumentTypeError,
@@ -341,15 +339,18 @@ def test_the_server_never_sees_more_at_once_than_was_asked_for(tmp_path: Path) -
     assert server.most_at_once == 3
 
 
-_KILLED = textwrap.dedent(
-    """
-    import sys
-    from datadreamer_like.models import OpenAI
-    llm = OpenAI("m", base_url=sys.argv[1], cache_folder_path=sys.argv[2])
-    for text in llm.run((f"prompt {n}" for n in range(200)), concurrency=8, return_generator=True):
-        print(text, flush=True)
-    """
-)
+_KILLED = """
+import sys
+from datadreamer_like.models import OpenAI
+llm = OpenAI("m", base_url=sys.argv[1], cache_folder_path=sys.argv[2])
+for text in llm.run((f"prompt {n}" for n in range(200)), concurrency=8, return_generator=True):
+    print(text, flush=True)
+"""
+
+
+def started(folder: Path, server: FlakyServer) -> WarmProcess:
+    (folder / "script.py").write_text(_KILLED)
+    return WarmProcess(folder / "script.py", [server.url, str(folder)], dict(os.environ), folder)
 
 
 def test_a_run_killed_again_and_again_repeats_no_more_than_was_under_way(tmp_path: Path) -> None:
@@ -359,25 +360,25 @@ def test_a_run_killed_again_and_again_repeats_no_more_than_was_under_way(tmp_pat
     kill_after = random.Random(1)
     output, under_way = "", 0
     with FlakyServer(behave) as server:
-        command = [sys.executable, "-c", _KILLED, server.url, str(tmp_path)]
         for _ in range(3):
-            process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+            process = started(tmp_path, server)
             wanted = sum(server.seen.values()) + kill_after.randint(20, 50)
             while sum(server.seen.values()) < wanted and process.poll() is None:
                 time.sleep(0.005)
-            process.send_signal(signal.SIGKILL)
+            process.kill()
             process.communicate()
             under_way += 8
-        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        process = started(tmp_path, server)
+        output, errors = process.communicate(timeout=200)
+        assert process.returncode == 0, errors
     assert output.splitlines() == echoes([f"prompt {number}" for number in range(200)])
     assert sum(server.seen.values()) - 200 <= under_way
 
 
 def test_two_processes_share_one_store(tmp_path: Path) -> None:
     with FlakyServer(lambda body, before: Reply(f"echo: {prompt_of(body)}", seconds=0.005)) as server:
-        command = [sys.executable, "-c", _KILLED, server.url, str(tmp_path)]
-        both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-        outputs = [process.communicate()[0] for process in both]
+        both = [started(tmp_path, server) for _ in range(2)]
+        outputs = [process.communicate(timeout=200)[0] for process in both]
         assert [process.returncode for process in both] == [0, 0]
         assert outputs[0].splitlines() == outputs[1].splitlines() == echoes([f"prompt {n}" for n in range(200)])
         asked = sum(server.seen.values())
