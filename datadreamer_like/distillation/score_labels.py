@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from datadreamer_like.errors import ArgumentTypeError, DefinitionError, did_you_mean
+from datadreamer_like.errors import ArgumentTypeError, DefinitionError, ModelError, did_you_mean
 
 PROMPT = "Classify the text. Answer with one of these labels: {labels}.\n\nText: {text}\n\nLabel:"
 
@@ -118,8 +118,12 @@ class ScoreLabels:
         fixed = [part.replace("{labels}", listed) for part in self.prompt.split("{text}")]
         blank = "" if self.llm.scores_chat or re.search(r"\s$", self.prompt) else " "
         answers = [blank + text if not text[0].isspace() else text for text in self._texts.values()]
-        for row in self.llm.scores([text.join(fixed) for text in texts], answers):
+        rows = self.llm.scores([text.join(fixed) for text in texts], answers)
+        for text, row in zip(texts, rows, strict=True):
             if row.error is not None:
-                raise row.error
+                raise ModelError(
+                    f"There are no scores of the text {text[:60]!r}: {row.error} Filter such rows out, or run again if "
+                    "the failure is over: scores of other texts are kept."
+                ) from row.error
             by_length = self.normalise == "length"
             yield [each / (count if by_length else 1) for each, count in zip(row.logprobs, row.tokens, strict=True)]

@@ -91,6 +91,8 @@ class TopK(Signals):
                 f"Choose one of {', '.join(get_args(Tail))}."
             )
         check_sequence(self.temperatures, "temperatures", "numbers")
+        if not self.temperatures:
+            raise DefinitionError("temperatures is empty. List those of the losses, such as [1.0].")
         for temperature in self.temperatures:
             check_temperature(temperature)
         object.__setattr__(self, "temperatures", tuple(float(value) for value in self.temperatures))

@@ -21,6 +21,7 @@ from datadreamer_like.errors import (
     DefinitionError,
     LabelError,
     MethodMisfit,
+    ModelError,
 )
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.models import LLM, HFTransformers, Scored
@@ -189,7 +190,7 @@ def test_scores_are_paid_for_once_whatever_they_are_divided_by(tmp_path):
 
 
 def test_a_row_that_fails_ends_the_teaching_with_its_reason(tmp_path):
-    with pytest.raises(BadRequest, match="It is too long"):
+    with pytest.raises(ModelError, match=r"no scores of the text 'long': It is too long.* Filter such rows out"):
         ScoreLabels(Letters(tmp_path), ["a", "b"]).class_logits(["x", "long"])
 
 

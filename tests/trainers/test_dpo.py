@@ -200,6 +200,9 @@ def test_what_cannot_be_trained_is_refused_before_work(session, tiny_causal_lm, 
     with pytest.raises(DefinitionError, match='has no option "peft_config": pass it where the trainer is made, to "I"'):
         TrainHFDPO("I", str(tiny_causal_lm)).train(**given, peft_config=None)
     short = Rows("Short", {"text": ["a"]}).output["text"]
+    same = {**PAIRS, "rejected": PAIRS["chosen"]}
+    with pytest.raises(DataError, match="train_chosen and train_rejected are the same in every row"):
+        TrainHFDPO("J", str(tiny_causal_lm)).train(**columns(same))
     with pytest.raises(DefinitionError, match="train_prompts and train_chosen and train_rejected must have the same"):
         TrainHFDPO("G", str(tiny_causal_lm)).train(**{**given, "train_rejected": short})
 

@@ -139,6 +139,10 @@ def test_what_is_no_reward_is_refused_before_training(session, tiny_causal_lm, t
         TrainHFRewardModel("B", str(tiny_causal_lm)).train(**scored([1.0, 2.0, float("inf"), 0.0]))
     with pytest.raises(DataError, match="train_scores.* is None in row 0"):
         TrainHFRewardModel("C", str(tiny_causal_lm)).train(**scored([None, 2.0, 1.0, 0.0]))
+    # Cut at 9 tokens, the answers no longer differ.
+    alike = {"prompt": ["The cat"] * 2, "chosen": ["sat on a mat", "sat"], "rejected": ["sat on a tree", "sat"]}
+    with pytest.raises(DataError, match="are the same in every row, after cutting at 9 tokens"):
+        TrainHFRewardModel("F", str(tiny_causal_lm)).train_with_pairs(**pairs(alike), max_length=9, truncate=True)
     with pytest.raises(MethodMisfit, match=r"is an encoder-decoder \(t5\)"):
         TrainHFRewardModel("D", str(tiny_seq2seq)).train(**pairs())
     with pytest.raises(DefinitionError, match="needs columns by name: train_prompts with"):

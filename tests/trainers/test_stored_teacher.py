@@ -288,6 +288,7 @@ def test_arguments_that_are_no_teacher_or_signals_are_refused(tiny_causal_lm):
         (lambda: Hidden([]), DefinitionError),
         (lambda: Hidden([-1]), DefinitionError),
         (lambda: TopK(1.5), ArgumentTypeError),
+        (lambda: TopK(2, temperatures=[]), DefinitionError),
     ):
         with pytest.raises(error):
             wrong()

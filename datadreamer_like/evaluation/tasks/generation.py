@@ -284,6 +284,19 @@ class Preferences(CausalLM):
     fields: ClassVar[tuple[str, ...]] = ("prompt_ids", "chosen_ids", "rejected_ids")
     texts: ClassVar[int] = 3
 
+    def encode(self, columns: Mapping[str, Column], path: Path) -> Examples:
+        """Reads prompts and both answers, and refuses training rows where they never differ; see `Task.encode`."""
+        examples = super().encode(columns, path)
+        _, chosen, rejected = (examples.fields[name] for name in Preferences.fields)
+        names = list(columns)[1:3]
+        same = (np.array_equal(chosen[row], rejected[row]) for row in range(len(examples)))
+        if names[0].startswith("train") and all(same):
+            raise DataError(
+                f"{' and '.join(names)} are the same in every row, after cutting at {self.max_length:,} tokens, so "
+                "there is nothing to learn. Pass two columns of different answers, or raise max_length."
+            )
+        return examples
+
     def cut(self, rows: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, tuple[list[Any], ...] | None]]:
         """Tokenizes prompts and both answers; see `Generation.cut`."""
         better = self.apart([(prompt, answer) for prompt, answer, _ in rows])
