@@ -92,6 +92,7 @@ class AttributedPrompts:
     ) -> None:
         check_llm(self, name, llm)
         check_llm_options(self, name, llm, options)
+        check_texts([task], f'"{name}": task')
         check_texts(labels, f'"{name}": labels')
         for what, number, least in (("values", values, 1), ("rows_per_label", rows_per_label, 1), ("seed", seed, 0)):
             check_number(number, f'"{name}": {what}', least, whole=True)

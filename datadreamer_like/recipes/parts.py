@@ -63,11 +63,17 @@ def check_llm_options(recipe: Any, name: str, llm: LLM, options: Mapping[str, An
 
 
 def check_texts(texts: object, what: str) -> None:
-    """Refuses what is not a list of different texts, or is empty."""
+    """Refuses what is not a list of different texts, or is empty or has a blank text."""
     if not isinstance(texts, Sequence) or isinstance(texts, str) or not all(isinstance(each, str) for each in texts):
         raise ArgumentTypeError(f"{what} must be a list of texts, not {texts!r:.100}.")
-    if not texts or len(set(texts)) < len(texts):
-        raise DefinitionError(f"{what} must be one or more different texts; got {list(texts)!r:.100}.")
+    if not texts or len(set(texts)) < len(texts) or not all(text.strip() for text in texts):
+        raise DefinitionError(f"{what} must be one or more different texts, none blank; got {list(texts)!r:.100}.")
+
+
+def check_two(values: object, what: str) -> None:
+    """Refuses what is not two values, before they are taken apart and checked."""
+    if not isinstance(values, list | tuple) or len(values) != 2:
+        raise ArgumentTypeError(f"{what} must be two numbers, the first and the last, not {values!r:.100}.")
 
 
 def check_pair(name: str, columns: Mapping[str, object]) -> dict[str, Column]:

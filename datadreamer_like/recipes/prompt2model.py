@@ -35,6 +35,7 @@ from .parts import (
     check_recipe,
     check_texts,
     check_trainer,
+    check_two,
     count_rows,
     different_rows,
     make_trainer,
@@ -136,7 +137,11 @@ class Prompt2Model:
         check_recipe(self, name, trainer)
         if not isinstance(prompt, str) or not prompt.strip():
             raise ArgumentTypeError(f'"{name}": prompt must be a text, not {prompt!r:.100}.')
-        for what, number, least in (("rows", rows, 1), ("rounds", rounds, 1), ("dataset_rows", dataset_rows, 0)):
+        check_two(temperatures, f'"{name}": temperatures')
+        for number in temperatures:
+            check_number(number, f'"{name}": temperatures')
+        fewest = 1 if datasets else _FEWEST
+        for what, number, least in (("rows", rows, fewest), ("rounds", rounds, 1), ("dataset_rows", dataset_rows, 0)):
             check_number(number, f'"{name}": {what}', least, whole=True)
         check_number(held_out, f'"{name}": held_out', 0, 0.4, over=True)
         for cards, what in ((datasets, "datasets"), (models, "models")):

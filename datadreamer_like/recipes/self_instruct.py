@@ -27,7 +27,7 @@ from datadreamer_like.steps import (
 )
 from datadreamer_like.steps.prompting.answer_readers import read_yes_or_no
 
-from .parts import check_llm, check_llm_options, check_pair, count_rows
+from .parts import check_llm, check_llm_options, check_pair, check_texts, count_rows
 
 logger = logging.getLogger("datadreamer_like")
 
@@ -126,6 +126,8 @@ class SelfInstruct:
         for what, (number, least) in (numbers | {"from_generated": (from_generated, 0), "seed": (seed, 0)}).items():
             check_number(number, f'"{name}": {what}', least, whole=True)
         check_number(threshold, f'"{name}": threshold', 0, 1, over=True)
+        if keywords:
+            check_texts(keywords if isinstance(keywords, str) else list(keywords), f'"{name}": keywords')
         self.name, self._llm, self._options = name, llm, {"temperature": 0.7, "top_p": 0.5, "seed": seed, **options}
         self.rounds: list[dict[str, int]] = []
         self.rejected: list[dict[str, Any]] = []

@@ -15,7 +15,7 @@ from datadreamer_like.models import LLM, Answer, HFTransformers, Rejected
 from datadreamer_like.report import Table, TableColumn
 from datadreamer_like.steps import DataSource, Prompt, Step
 
-from .parts import MakeTrainer, check_llm, check_pair, check_recipe, check_trainer, count_rows, make_trainer
+from .parts import MakeTrainer, check_llm, check_pair, check_recipe, check_trainer, check_two, count_rows, make_trainer
 
 logger = logging.getLogger("datadreamer_like")
 
@@ -108,6 +108,7 @@ class SynthIE:
         known = [*dict.fromkeys(_checked(facts, f'"{name}": facts'))]
         if not known:
             raise EmptyDataset(f'"{name}": there are no facts to draw from. Pass triples of subject, relation, object.')
+        check_two(facts_per_row, f'"{name}": facts_per_row')
         least, most = facts_per_row
         check_number(rows, f'"{name}": rows', 2, whole=True)
         check_number(least, f'"{name}": facts_per_row[0]', 1, whole=True)

@@ -74,6 +74,8 @@ def test_simple_prompts_of_the_same_number_are_less_diverse(session):
         ({"llm": "gpt"}, ArgumentTypeError, "llm must be an LLM"),
         ({"labels": []}, DefinitionError, "labels must be one or more"),
         ({"labels": "games"}, ArgumentTypeError, "labels must be a list"),
+        ({"labels": ["games", " "]}, DefinitionError, "none blank"),
+        ({"task": ""}, DefinitionError, "task must be one or more"),
         ({"attributes": {}}, DefinitionError, "attributes must be a dictionary of one or more"),
         ({"attributes": {"tone": []}, "per_label": []}, DefinitionError, 'attribute "tone" must be one or more'),
         ({"per_label": ["topic"]}, DefinitionError, 'per_label names "topic"'),

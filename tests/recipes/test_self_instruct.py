@@ -172,6 +172,7 @@ def test_a_killed_run_asks_only_for_what_it_has_no_answer_to(tmp_path):
         ({"prompt_per_round": 5}, DefinitionError, '"Grown" has .*mean "prompts_per_round"'),
         ({"rounds": 0}, DefinitionError, "rounds is 0"),
         ({"threshold": 1.5}, DefinitionError, "threshold is 1.5"),
+        ({"keywords": "image"}, ArgumentTypeError, "keywords must be a list of texts"),
         ({"llm": FakeLLM(lambda prompt: "")}, DataError, "proposed no task in round 1"),
         ({"llm": FakeLLM(lambda prompt: "Task 5: Draw an image of a red cat")}, DataError, "no instruction passed"),
     ],

@@ -14,7 +14,7 @@ import torch
 import transformers
 
 from datadreamer_like import DataDreamer
-from datadreamer_like.errors import DataError, DefinitionError, EmptyDataset
+from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, EmptyDataset
 from datadreamer_like.models import LlamaCPP
 from datadreamer_like.recipes import SynthIE
 from datadreamer_like.recipes.synthie import draw_facts, fact_scores, read_facts, write_facts
@@ -134,6 +134,7 @@ def test_what_makes_no_sense_is_refused(session, encoder_decoder):
         ({"facts": [("a", "b")]}, DefinitionError, r"facts\[0\] is \('a', 'b'\)"),
         ({"facts": [("a", "b", "c | d")]}, DefinitionError, "must not contain"),
         ({"facts_per_row": (2, 1)}, DefinitionError, r"facts_per_row\[1\] is 1"),
+        ({"facts_per_row": 3}, ArgumentTypeError, "facts_per_row must be two numbers"),
         ({"rows": 1}, DefinitionError, "rows is 1"),
         ({"epoch": 1}, DefinitionError, 'Did you mean "epochs"'),
     ):
