@@ -55,29 +55,11 @@ gc.disable()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Lets the workers of xdist share what each would do for itself."""
-    whole = not config.option.file_or_dir
+    """Lets the workers of xdist share one server of warm processes."""
     if not hasattr(config, "workerinput") and config.getoption("numprocesses", None):
         import warm_server
 
-        warm_server.start(at_once=whole, seen=False)
-    elif hasattr(config, "workerinput") and whole:
-        _rewrite_share(config)
-
-
-def _rewrite_share(config: pytest.Config) -> None:
-    """Rewrites the assertions of a share of the test files, which else each worker does for all of them at once.
-
-    It takes eight seconds of a processor, in the first run after a change of many.
-    """
-    from _pytest.assertion import rewrite
-
-    worker, workers = int(config.workerinput["workerid"][2:]), config.workerinput["workercount"]
-    for file in sorted(Path(__file__).parent.rglob("test_*.py"))[worker::workers]:
-        pyc = rewrite.get_cache_dir(file) / (file.stem + rewrite.PYC_TAIL)
-        if not (sys.dont_write_bytecode or pyc.exists()) and rewrite.try_makedirs(pyc.parent):
-            source, code = rewrite._rewrite_test(file, config)
-            rewrite._write_pyc(config.stash[rewrite.assertstate_key], code, source, pyc)
+        warm_server.start(at_once=not config.option.file_or_dir, seen=False)
 
 
 def pytest_collection_finish() -> None:
