@@ -113,8 +113,9 @@ class RayEngine(Engine):
     ) -> Iterator[R]:
         """Applies a function to each batch in a worker; one that cannot be sent there is refused before any is read."""
         dumps: Callable[[object], bytes] = _ray().cloudpickle.dumps
+        usage = current_usage()
         try:
-            payload = dumps(process)
+            payload = dumps((process, usage.retries))
         except Exception as error:
             faults = []
             for name, value in parts.items():
@@ -126,7 +127,7 @@ class RayEngine(Engine):
                 f"{what} cannot be sent to Ray's workers: {', '.join(faults) or error}. Use functions and objects that "
                 "can be pickled: no locks, open files or connections in what they refer to."
             ) from error
-        return self._run(payload, batches, what, current_usage())
+        return self._run(payload, batches, what, usage)
 
     def _run(self, payload: bytes, batches: Iterable[B], what: str, usage: Usage) -> Iterator[R]:
         ray = _ray()
@@ -256,7 +257,7 @@ class _Worker:
 
     def __init__(self, enter: bytes) -> None:
         self._enter: bytes | None = enter
-        self._runs: dict[int, Callable[[Iterator[Any]], Iterator[Any]]] = {}
+        self._runs: dict[int, tuple[Callable[[Iterator[Any]], Iterator[Any]], bool]] = {}
 
     def work(self, run: int, payload: list[Any], rows: bytes) -> bytes:
         """Returns what a run's function makes of a batch, what its models used, and its error, pickled."""
@@ -268,8 +269,9 @@ class _Worker:
                 self._enter = None
             if run not in self._runs:
                 self._runs[run] = pickle.loads(_ray().get(payload[0]))
+            process, usage.retries = self._runs[run]
             with counting(usage):
-                made = list(self._runs[run](iter([pickle.loads(rows)])))
+                made = list(process(iter([pickle.loads(rows)])))
             return dumps((made, usage.of_models(), None))
         except (Exception, SystemExit) as error:  # Ray would wrap it; the script is to see the error itself
             return dumps(([], usage.of_models(), _sent(error)))
