@@ -37,7 +37,7 @@ with DataDreamer(FOLDER):
     llm = LlamaCPP(SMOLLM)  # to use an API, change this line: OpenAI("gpt-5-mini")
     grown = SelfInstruct(
         "Tasks", llm, seed["instruction"], seed["input"], seed["output"], is_classification=seed["is_classification"],
-        rounds=1 if SHORT else 3, prompts_per_round=2 if SHORT else 6, max_new_tokens=160, top_p=0.9,
+        rounds=1 if SHORT else 2, prompts_per_round=2 if SHORT else 6, max_new_tokens=160, top_p=0.9,
     )  # fmt: skip
     llm.unload_model()
 
