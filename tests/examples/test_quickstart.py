@@ -17,6 +17,7 @@ SMALLER = {
     '"n": 32': '"n": 4',
     '"topic": topics': '"topic": topics[:4]',
     '"max_new_tokens": 36': '"max_new_tokens": 16',
+    'text[: text.rfind(".") + 1]': "text",
     "epochs=12": "epochs=1",
     "epochs=48": "epochs=1",
     '"epochs": 4': '"epochs": 1',

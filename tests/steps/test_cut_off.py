@@ -13,11 +13,15 @@ from datadreamer_like.models import Answer
 from datadreamer_like.steps import Conversation, CritiqueAndRevise, DataSource, Personas, Prompt
 from datadreamer_like.testing import FakeLLM
 
-SAID = "Yes, it is a long story that has no end."
+SAID = "Yes, it is a long story. It has no end."
 
 
 def said(prompt: str) -> str:
     return "Short." if prompt.endswith("short") else SAID
+
+
+def whole_sentences(text: str) -> str:
+    return text[: text.rfind(".") + 1]
 
 
 def ask(kind: Any = Prompt, name: str = "prompts", texts: Any = ("short", "b", None, "c"), **args: Any) -> Any:
@@ -59,8 +63,21 @@ def test_lazy_rows_are_named_after_each_pass(session: DataDreamer, caplog: pytes
         (Prompt, "prompts", {"post_process": lambda text: text.startswith("Yes")}, []),
         (Prompt, "prompts", {"parse": lambda answer, row: answer.text.split(" ")[:-1]}, []),
         (Prompt, "prompts", {"max_new_tokens": 1}, []),
+        (Prompt, "prompts", {"post_process": whole_sentences, "max_new_tokens": 8}, []),
+        (Prompt, "prompts", {"max_new_tokens": 8}, [1, 3]),
     ],
-    ids=["rounds", "talk", "critique", "n", "text read", "verdict read", "last part left out", "labels"],
+    ids=[
+        "rounds",
+        "talk",
+        "critique",
+        "n",
+        "text read",
+        "verdict read",
+        "last part left out",
+        "labels",
+        "whole sentences read",
+        "sentence at the limit",
+    ],
 )
 def test_a_row_counts_if_it_keeps_the_end_of_a_text(
     session: DataDreamer, kind: Any, name: str, args: dict[str, Any], rows: list[int]

@@ -14,6 +14,7 @@ from datadreamer_like.models.llms.generation import Answer
 from .value_column import described, own_copy
 
 _END = 20  # characters by which the end of a text is found; one word of no more is a label, whole though cut off
+_WHOLE = re.compile(r"""[.!?…。！？]["'”’)\]]*\s*$""")  # the end of a sentence
 
 
 def read_answer(step: Any, answer: Answer, row: dict[str, Any]) -> Answer | Rejected:
@@ -48,13 +49,14 @@ def read_answer(step: Any, answer: Answer, row: dict[str, Any]) -> Answer | Reje
 def keeps_end(answer: Answer, is_read: bool) -> bool:
     """Whether a row keeps the end of a text that the limit of tokens cut off.
 
-    Without a reader (`is_read` is False) it keeps all texts; else what was read of them, which may be a verdict, or all
-    parts but the last.
+    Without a reader (`is_read` is False) it keeps all texts; else what was read of them, which may be a verdict, all
+    parts but the last, or whole sentences.
     """
     ends = [end for one in answer.each() if one.cut_off and (end := _plain(one.text or ""))]
     ends = [end[-_END:] for end in ends if len(end) > _END or " " in end]
-    kept = [_plain(text) for text in _texts(answer.value if is_read else list(answer.texts))] if ends else []
-    return any(text.endswith(end) for text in kept for end in ends)
+    kept = _texts(answer.value if is_read else list(answer.texts)) if ends else ()
+    parts = [_plain(text) for text in kept if not (is_read and _WHOLE.search(text))]
+    return any(part.endswith(end) for part in parts for end in ends)
 
 
 def _plain(text: str) -> str:
