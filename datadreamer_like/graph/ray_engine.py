@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
-from typing import Any
+from typing import Any, ClassVar
 
 from datadreamer_like.errors import AuthenticationFailed, DataDreamerError, DefinitionError, SessionError, require_extra
 
@@ -48,9 +48,10 @@ class RayEngine(Engine):
 
     Args:
         address: A running cluster, such as "10.0.0.1:6379", "ray://10.0.0.1:10001" or "auto". None for the one that
-            this process is connected to, or else a new one on this machine, which ends with the session.
-        num_workers: Worker processes; each holds its own copy of the models that its work needs. They start with the
-            first work and serve all steps of the session; those with GPUs serve one step and end, which frees memory.
+            this process is connected to, or else a new one on this machine for the session alone, which ends with it.
+        num_workers: Worker processes; each holds its own copy of the models that its work needs. They serve
+            all steps of the session, those that run side by side in threads. On a cluster that others may use, and
+            where they have GPUs, they end when no step works.
         num_cpus, num_gpus: CPU cores and GPUs that a worker takes.
         batch_size: Rows that are sent to a worker at once.
         timeout: Seconds to wait for a cluster at `address`.
@@ -71,6 +72,9 @@ class RayEngine(Engine):
     batch_size: int | None = 64
     timeout: float = 30.0
 
+    _is_own: ClassVar[bool] = False
+    """Whether the cluster that this process is connected to was started by an engine, for its sessions alone."""
+
     def __post_init__(self) -> None:
         require_extra("ray", "ray", what="RayEngine")
         for name, value in {"num_workers": self.num_workers, "batch_size": self.batch_size}.items():
@@ -83,15 +87,17 @@ class RayEngine(Engine):
         """Connects to the cluster, or starts one; it must have room for a worker."""
         ray = _ray()
         self._enter: bytes = ray.cloudpickle.dumps(enter)
-        self._workers = _Workers(self._started)
         if not ray.is_initialized():
             with _environment(), _without_notice():
+                RayEngine._is_own = self.address is None
                 if self.address is None:
                     cores = max(os.cpu_count() or 1, int(self.num_workers * self.num_cpus))
                     ray.init(num_cpus=cores, include_dashboard=False, **_QUIET)
                 else:
                     self._connect(self.address)
             self._connected = True
+        # Idle workers hold cores that others may wait for, and only the end of a process is certain to free a GPU.
+        self._workers = _Workers(self._started, kept=RayEngine._is_own and not self.num_gpus)
         if not self._room():
             found = ray.cluster_resources()
             self.close()
@@ -104,9 +110,10 @@ class RayEngine(Engine):
         """Disconnects from the cluster, and ends it if it was started for the session."""
         self._workers.end()
         if self._connected:
-            _end_autoscaler()
+            if RayEngine._is_own:
+                _end_autoscaler()
             _ray().shutdown()
-            self._connected = False
+            self._connected = RayEngine._is_own = False
 
     def batches(
         self, process: Callable[[Iterator[B]], Iterator[R]], batches: Iterable[B], what: str, parts: Mapping[str, Any]
@@ -132,13 +139,14 @@ class RayEngine(Engine):
     def _run(self, payload: bytes, batches: Iterable[B], what: str, usage: Usage) -> Iterator[R]:
         ray = _ray()
         run, work = next(self._runs), [ray.put(payload)]  # in a list: a worker reads it once, not with each batch
-        workers = _Workers(self._started) if self.num_gpus else self._workers
-        free = deque(range(min(self.num_workers, self._room())))
+        workers = self._workers
+        free = deque(range(max(1, min(self.num_workers, self._room()))))
         most_made = _MOST_AHEAD * len(free)
         given = (_Batch(index, pickle.dumps(batch)) for index, batch in enumerate(batches))
         again: deque[_Batch] = deque()
         running: dict[Any, tuple[int, Any, _Batch]] = {}
         made: dict[int, bytes] = {}
+        workers.begin()
         try:
             for wanted in count():
                 while wanted not in made:
@@ -156,6 +164,8 @@ class RayEngine(Engine):
                     free.append(place)
                     try:
                         made[batch.index] = ray.get(done)
+                    except ray.exceptions.RayTaskError:
+                        raise
                     except ray.exceptions.RayError as error:
                         workers.drop(place, worker)
                         again.append(batch.after_death(what, error))
@@ -165,10 +175,7 @@ class RayEngine(Engine):
                     raise failure
                 yield from results
         finally:
-            if workers is self._workers:
-                workers.forget(run, {place for place, _, _ in running.values()})
-            else:
-                workers.end()
+            workers.forget(run, {place for place, _, _ in running.values()})
 
     def _started(self) -> Any:
         """Starts a worker."""
@@ -216,12 +223,22 @@ class _Batch:
 
 
 class _Workers:
-    """Worker processes by their places; one is started when it is first needed, and again if it died."""
+    """Worker processes by their places; one is started when it is first needed, and again if it died.
 
-    def __init__(self, start: Callable[[], Any]) -> None:
+    Runs share them. If they are not `kept`, they end with the last run that is going on.
+    """
+
+    def __init__(self, start: Callable[[], Any], kept: bool) -> None:
         self._start = start
+        self._kept = kept
         self._at: dict[int, Any] = {}
-        self._lock = threading.Lock()
+        self._runs = 0
+        self._lock = threading.RLock()  # a run that nobody reads may end while a worker starts, in the same thread
+
+    def begin(self) -> None:
+        """Counts a run."""
+        with self._lock:
+            self._runs += 1
 
     def at(self, place: int) -> Any:
         """Returns the worker of a place."""
@@ -237,19 +254,24 @@ class _Workers:
                 _ray().kill(self._at.pop(place))
 
     def forget(self, run: int, busy: Collection[int]) -> None:
-        """Frees what workers hold of a run; those that are still busy with it are ended."""
-        if not _ray().is_initialized():
-            return
+        """Frees what workers hold of a run that is over; those still busy with it are ended, if no other run is on."""
         with self._lock:
+            self._runs -= 1
+            if not _ray().is_initialized():
+                return
+            if not self._runs and not self._kept:
+                self.end()
             for place, worker in list(self._at.items()):
-                if place in busy:
+                if place in busy and not self._runs:
                     _ray().kill(self._at.pop(place))
                 else:
                     worker.forget.remote(run)
 
     def end(self) -> None:
         """Ends all workers."""
-        self.forget(-1, set(self._at))
+        with self._lock:
+            while self._at and _ray().is_initialized():
+                _ray().kill(self._at.popitem()[1])
 
 
 class _Worker:
@@ -257,6 +279,7 @@ class _Worker:
 
     def __init__(self, enter: bytes) -> None:
         self._enter: bytes | None = enter
+        self._lock = threading.Lock()
         self._runs: dict[int, tuple[Callable[[Iterator[Any]], Iterator[Any]], bool]] = {}
 
     def work(self, run: int, payload: list[Any], rows: bytes) -> bytes:
@@ -264,16 +287,17 @@ class _Worker:
         dumps: Callable[[object], bytes] = _ray().cloudpickle.dumps
         usage = Usage()
         try:
-            if self._enter is not None:
-                pickle.loads(self._enter)()
-                self._enter = None
-            if run not in self._runs:
-                self._runs[run] = pickle.loads(_ray().get(payload[0]))
+            with self._lock:
+                if self._enter is not None:
+                    pickle.loads(self._enter)()
+                    self._enter = None
+                if run not in self._runs:
+                    self._runs[run] = pickle.loads(_ray().get(payload[0]))
             process, usage.retries = self._runs[run]
             with counting(usage):
                 made = list(process(iter([pickle.loads(rows)])))
             return dumps((made, usage.of_models(), None))
-        except (Exception, SystemExit) as error:  # Ray would wrap it; the script is to see the error itself
+        except BaseException as error:  # Ray would wrap it, or end the worker; the script is to see the error itself
             return dumps(([], usage.of_models(), _sent(error)))
 
     def forget(self, run: int) -> None:
@@ -315,9 +339,10 @@ def _end_autoscaler() -> None:
     """Ends the autoscaler of a cluster on this machine, for which Ray would wait a second as it shuts down."""
     import psutil
 
+    folder = os.path.join(os.path.dirname(_ray().__file__), "autoscaler")
     for child in psutil.Process().children():
-        with suppress(psutil.NoSuchProcess):
-            if "autoscaler" in " ".join(child.cmdline()):
+        with suppress(psutil.Error):
+            if any(argument.startswith(folder) for argument in child.cmdline()):
                 child.kill()
 
 

@@ -7,6 +7,7 @@ import os
 import random
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -21,7 +22,7 @@ from datadreamer_like import DataDreamer
 from datadreamer_like.errors import DefinitionError, SessionError, StepOutputError
 from datadreamer_like.graph.ray_engine import RayEngine
 from datadreamer_like.models import Embedder, LlamaCPP, OpenAI
-from datadreamer_like.steps import DataSource, Embed, Prompt, Step, zipped
+from datadreamer_like.steps import DataSource, Embed, Prompt, Step, concurrent, zipped
 
 # Ray deprecates options of its own, and leaves files of its own open.
 pytestmark = [
@@ -264,6 +265,44 @@ def test_the_same_workers_serve_all_steps_of_a_session_and_end_with_it(tmp_path:
             rows.map(lambda row: sys.exit(7), lazy=False)
         living = [psutil.Process(pid) for pid in pids]
     assert not psutil.wait_procs(living, timeout=30)[1]
+
+
+def test_on_a_cluster_that_others_use_workers_end_with_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RayEngine, "_is_own", False)
+    with DataDreamer(tmp_path, engine=RayEngine(num_workers=1, batch_size=10), verbose=False):
+        rows = DataSource("Rows", {"number": list(range(20))})
+        # The rows of the lazy operation are made while those of the other are, by the only worker.
+        lazy = rows.map(lambda row: {"more": row["number"] + 1})
+        both = lazy.map(lambda row: {"sum": row["number"] + row["more"], "made by": os.getpid()}, lazy=False)
+        assert list(both.output["sum"]) == [2 * number + 1 for number in range(20)]
+        (pid,) = set(both.output["made by"])
+        living = [psutil.Process(pid)] if psutil.pid_exists(pid) else []
+        assert not psutil.wait_procs(living, timeout=30)[1]
+
+
+def test_a_step_that_fails_ends_no_worker_of_another(tmp_path: Path) -> None:
+    def slow(row: dict[str, int]) -> dict[str, int]:
+        time.sleep(0.1)
+        return {"made by": os.getpid()}
+
+    def fails(row: dict[str, int]) -> dict[str, int]:
+        if row["number"] == 0:
+            time.sleep(0.3)  # until the batch after it is under way
+            raise ValueError("it fails")
+        return slow(row)
+
+    with DataDreamer(tmp_path, engine=RayEngine(num_workers=2, batch_size=10), verbose=False):
+        rows = DataSource("Rows", {"number": list(range(40))})
+
+        def failures() -> None:
+            for _ in range(3):
+                with pytest.raises(ValueError, match="it fails"):
+                    rows.map(fails, lazy=False)
+
+        made, _ = concurrent(lambda: rows.map(slow, lazy=False), failures)
+        assert len(set(made.output["made by"])) == 2
 
 
 def test_lazy_rows_that_a_script_reads_by_itself_start_no_worker(tmp_path: Path) -> None:
