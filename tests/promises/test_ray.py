@@ -284,7 +284,7 @@ def test_on_a_cluster_that_others_use_workers_end_with_the_work(
 
 def test_a_step_that_fails_ends_no_worker_of_another(tmp_path: Path) -> None:
     def slow(row: dict[str, int]) -> dict[str, int]:
-        time.sleep(0.1)
+        time.sleep(0.05)
         return {"made by": os.getpid()}
 
     def fails(row: dict[str, int]) -> dict[str, int]:
@@ -294,9 +294,11 @@ def test_a_step_that_fails_ends_no_worker_of_another(tmp_path: Path) -> None:
         return slow(row)
 
     with DataDreamer(tmp_path, engine=RayEngine(num_workers=2, batch_size=10), verbose=False):
-        rows = DataSource("Rows", {"number": list(range(40))})
+        rows = DataSource("Rows", {"number": list(range(80))})
+        rows.map(lambda row: {"ready": True}, lazy=False)
 
         def failures() -> None:
+            time.sleep(0.7)  # both workers have made a batch of the slow step
             for _ in range(3):
                 with pytest.raises(ValueError, match="it fails"):
                     rows.map(fails, lazy=False)
