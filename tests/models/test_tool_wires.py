@@ -276,7 +276,8 @@ def test_items_of_the_responses_api_with_one_id_get_ids_of_their_own(tmp_path: P
     result = {"type": "function_call_output", "call_id": "c1", "output": "warm"}
     with ResponsesServer() as server:
         llm = OpenAIResponses("m", base_url=server.url, api_key="k", cache_folder_path=tmp_path)
-        llm.run([[{"role": "user", "content": "?"}, call, call, result, result, call, result, {"role": "user", "content": "And?"}]])
+        said = {"role": "user", "content": "?"}
+        llm.run([[said, call, call, result, result, call, result, said]])
     sent = [item.get("call_id") for item in server.requests[0]["input"]]
     assert sent == [None, "c1", "c1_1", "c1", "c1_1", "c1_2", "c1_2", None]
 
