@@ -27,6 +27,7 @@ _COLUMNS = (
     TableColumn("self_bleu", "self-BLEU", "", ".3f"),
 )
 _TOKENS_A_VALUE = 32  # at most
+_BOLD = re.compile(r"(\*\*|__)(?=\S)(.{1,200}?)\1")
 _ITEM = re.compile(r"^\s*(?:\d+[.):]|[-*•])\s*(.+?)\s*$", re.MULTILINE)
 
 
@@ -184,9 +185,14 @@ class AttributedPrompts:
 
 
 def _listed(answer: Answer, row: dict[str, Any]) -> Any:
-    """The items of a numbered or bulleted list, each once."""
-    found = list(dict.fromkeys(item.strip(" *\"'.") for item in _ITEM.findall(answer.text or "")))
-    return [item for item in found if item] or Rejected("It is not a list. Write one value per line, numbered.")
+    """The items of a numbered or bulleted list, each once, without regard to case."""
+    found: dict[str, str] = {}
+    for item in _ITEM.findall(answer.text or ""):
+        value = _BOLD.sub(r"\2", item).strip(" *\"'.")
+        found.setdefault(value.lower(), value)
+    return [value for value in found.values() if value] or Rejected(
+        "It is not a list. Write one value per line, numbered."
+    )
 
 
 def _text(answer: Answer, row: dict[str, Any]) -> Any:

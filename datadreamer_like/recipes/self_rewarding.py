@@ -13,6 +13,7 @@ from datadreamer_like.graph.output import Column
 from datadreamer_like.models import LLM, Answer, HFTransformers, Rejected
 from datadreamer_like.report import Table, TableColumn
 from datadreamer_like.steps import DataSource, Prompt, Step
+from datadreamer_like.steps.prompting.answer_readers import read_number
 
 from .parts import MakeTrainer, check_pair, check_recipe, check_trainer, count_rows, make_trainer, with_seed
 
@@ -41,7 +42,7 @@ _COLUMNS = (
     TableColumn("equal", "equal", "prompts", ",d"),
     TableColumn("margin", "margin", "points", ".2f"),
 )
-_SCORE = re.compile(r"score\W{0,5}(-?\d+(?:\.\d+)?)", re.IGNORECASE)
+_IN_BRACKETS = re.compile(r"<(-?\d{1,9}(?:\.\d{1,9})?)>")  # as in the prompt's "<points>"
 _PLACEHOLDER = re.compile(r"\{(prompt|response)\}")
 _BEST = 5.0
 
@@ -258,11 +259,11 @@ def _filled(template: str, **values: str) -> str:
 
 
 def _score(answer: Answer, row: dict[str, Any]) -> Any:
-    """The points of a judgement: the last that are called a score, or an answer that is a number alone."""
-    found = _SCORE.findall(answer.text or "")
-    number = found[-1] if found else (answer.text or "").strip().rstrip(".")
-    try:
-        points = float(number)
-    except ValueError:
+    """The points of a judgement: those of the whole text, or else of its last line."""
+    text = _IN_BRACKETS.sub(r"\1", answer.text or "").strip()
+    points = read_number(text)
+    if points is None and "\n" in text:
+        points = read_number(text.splitlines()[-1])
+    if points is None:
         return Rejected('There is no score. Conclude with a line such as "Score: 3".')
     return points if 0 <= points <= _BEST else Rejected(f"The score is {points:g}; expected 0 to 5.")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -38,6 +39,12 @@ def formula(corpus: list[str], query: str, k1: float = 1.2, b: float = 0.75) -> 
 def zipf_texts(count: int, seed: int = 0) -> list[str]:
     rng = np.random.default_rng(seed)
     return [" ".join(f"w{n}" for n in rng.zipf(1.5, size=rng.integers(1, 30)) if n < 200) or "w1" for _ in range(count)]
+
+
+@pytest.mark.parametrize("queries", ["cats", {"q": "cats"}, pd.DataFrame({"q": ["cats"]}), b"cats", 3])
+def test_queries_that_are_no_list_are_refused(queries: Any, tmp_path: Path) -> None:
+    with pytest.raises(ArgumentTypeError, match="A model was given .*expected a list"):
+        BM25Retriever(["cats", "dogs"], cache_folder_path=tmp_path).run(queries, k=1)
 
 
 @pytest.mark.parametrize("options", [{}, {"k1": 0.5, "b": 1.0}, {"k1": 2, "b": 0}, {"k1": 0.0}])

@@ -136,7 +136,11 @@ def test_each_repetition_of_a_prompt_is_a_sample_of_its_own_and_a_rerun_finds_al
 
 
 def test_repetitions_under_a_seed_have_seeds_of_their_own_that_leave_room_for_n(tmp_path: Path) -> None:
-    llm = Asynchronous(tmp_path)
+    class Four(Asynchronous):
+        def say(self, prompt: str) -> Answer:
+            return Answer([prompt] * 4)
+
+    llm = Four(tmp_path)
     llm.run(["same", "other", "same", "same"], top_p=1.0, seed=10, n=4, concurrency=1)
     assert llm.seeds == [10, 10, 14, 18]
 
@@ -670,6 +674,38 @@ def test_a_subclass_that_overrides_run_alone_works_also_through_answers(tmp_path
             return (None if prompt == "bad" else prompt.upper() for prompt in prompts)
 
     assert [answer.text for answer in Own().answers(["a", "bad"], temperature=0.3)] == ["A", None]
+
+
+@pytest.mark.parametrize("kind", [Asynchronous, Batching, LLM])
+@pytest.mark.parametrize(("n", "given"), [(3, ["a"]), (1, ["a", "b"]), (2, ["a", None, "b"])])
+def test_an_own_llm_that_gives_another_number_of_texts_is_refused_by_name(
+    tmp_path: Path, kind: Any, n: int, given: list[str | None]
+) -> None:
+    class Odd(kind):  # type: ignore[misc]
+        model_name = "odd"
+
+    if kind is LLM:
+        Odd.run = lambda self, prompts, **options: (given for _ in prompts)
+    elif kind is Batching:
+        Odd.answer_batch = lambda self, requests: [Answer(given) for _ in requests]
+    else:
+        Odd.say = lambda self, prompt: Answer(given)
+    for _ in range(2):  # and nothing of it is kept
+        with pytest.raises(DefinitionError, match=f"^Odd returned {len(given)} texts to a prompt; expected n={n}"):
+            list(Odd(tmp_path).answers(["p"], n=n))
+
+
+@pytest.mark.parametrize("given", [["a"], ["a", "b", "c"], ["a", 5]])
+def test_a_run_that_gives_another_number_of_answers_or_no_texts_is_refused(given: list[Any]) -> None:
+    class Own(LLM):
+        model_name = "own"
+
+        def run(self, prompts: Any, **options: Any) -> Any:
+            list(prompts)
+            return given
+
+    with pytest.raises(DefinitionError, match="own.*: run returned"):
+        list(Own().answers(["p", "q"]))
 
 
 def test_format_prompt_takes_as_many_examples_as_fit(tmp_path: Path) -> None:

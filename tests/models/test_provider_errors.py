@@ -324,6 +324,24 @@ def test_what_a_refusal_is_about_decides_its_error(status: int, said: str, kind:
         assert type(provider_error(status_error(status, body), "m", "http://a")) is kind
 
 
+@pytest.mark.parametrize(
+    ("status", "error", "lasting"),
+    [
+        (400, {"message": "Filtered.", "code": "content_filter"}, True),
+        (400, {"message": "Your request was rejected by our safety system."}, True),
+        (403, {"message": "Your input was flagged."}, True),
+        (400, {"message": "Content Exists Risk"}, True),
+        (400, {"message": "Your account has been flagged."}, False),
+        (400, {"message": "The image could not be read."}, False),
+        (500, {"message": "The moderation service is down."}, False),
+    ],
+)
+def test_a_prompt_that_a_filter_refuses_is_not_sent_again_by_a_rerun(
+    status: int, error: dict[str, str], lasting: bool
+) -> None:
+    assert provider_error(status_error(status, {"error": error}), "m", "http://a").lasting is lasting
+
+
 @pytest.mark.parametrize("status", [400, 404, 429, 500])
 @pytest.mark.parametrize(
     ("content", "words"),

@@ -271,6 +271,17 @@ def test_calls_with_one_id_get_their_own_in_an_answer_and_over_several_rounds(na
         assert "tool_calls" not in json.dumps(wire.messages(server.requests[-1])).partition("Nice.")[2][:40]
 
 
+def test_items_of_the_responses_api_with_one_id_get_ids_of_their_own(tmp_path: Path) -> None:
+    call = {"type": "function_call", "call_id": "c1", "name": "get_weather", "arguments": '{"city": "Rome"}'}
+    result = {"type": "function_call_output", "call_id": "c1", "output": "warm"}
+    with ResponsesServer() as server:
+        llm = OpenAIResponses("m", base_url=server.url, api_key="k", cache_folder_path=tmp_path)
+        said = {"role": "user", "content": "?"}
+        llm.run([[said, call, call, result, result, call, result, said]])
+    sent = [item.get("call_id") for item in server.requests[0]["input"]]
+    assert sent == [None, "c1", "c1_1", "c1", "c1_1", "c1_2", "c1_2", None]
+
+
 def test_a_result_with_an_image_is_sent_as_one_where_the_api_takes_it(tmp_path: Path) -> None:
     image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,aGk="}, "text": None}
     chat = [*CONVERSATION[:2], {**CONVERSATION[2], "content": [{"type": "text", "text": "sunny"}, image]}]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flaky_server import FlakyServer, Reply, prompt_of
+from flaky_server import FlakyServer, Reply, error, prompt_of
 
 from datadreamer_like import DataDreamer
 from datadreamer_like.models import OpenAI
@@ -39,12 +39,15 @@ class Session:
         self.folder, self.make = folder, make
         self.refused: dict[str, str] = {}
         self.cut_off: set[str] = set()
+        self.filtered: set[str] = set()
         self.server = FlakyServer(self.reply)
 
     def reply(self, body: Any, before: int) -> Reply:
         prompt = prompt_of(body)
         if prompt in self.cut_off:
             return Reply("", finish_reason="length")
+        if prompt in self.filtered:
+            return error(400, "Refused.", code="content_filter")
         return Reply(self.refused[prompt], status=400) if prompt in self.refused else Reply(f"answer {prompt}")
 
     def script(self, calls: list[int], **args: Any) -> Any:
@@ -107,6 +110,19 @@ def test_answers_that_cannot_be_used_are_not_paid_for_again(session: Session) ->
     session.refused = {}
     assert session.run() == (answers(2, 3), 2, 1)
     assert session.run() == (answers(2, 3), 0, 0)
+
+
+def test_a_prompt_that_a_filter_refuses_is_sent_again_only_by_force(session: Session) -> None:
+    session.filtered = {"q1"}
+    session.refused = {"q4": "bad"}
+    assert session.run() == (answers(1, 4), 6, 1)
+    session.refused = {}
+    assert session.run() == (answers(1), 1, 1)
+    assert session.run() == (answers(1), 0, 0)
+    session.filtered = set()
+    assert session.run() == (answers(1), 0, 0)
+    if session.make is Prompt:
+        assert session.run(force=True) == (answers(), 6, 1)
 
 
 def test_a_server_that_is_gone_leaves_the_earlier_result_in_use(session: Session) -> None:

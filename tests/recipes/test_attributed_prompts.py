@@ -49,6 +49,13 @@ def test_each_prompt_has_values_of_its_own_class_and_none_that_two_classes_share
     assert made.simple is None
 
 
+def test_listed_values_are_without_markup_and_each_once(session):
+    listed = "Sure, three styles:\n\n1. **Short**: few words\n2. __Long__\n3. long\n- *dry*\n\nAsk for more!"
+    llm = FakeLLM(lambda prompt: listed if prompt.startswith("List") else "a text")
+    made = AttributedPrompts("Made", **given(llm=llm, attributes={"style": None}, per_label=[]))
+    assert made.attributes["style"]["games"] == ["Short: few words", "Long", "dry"]
+
+
 def test_a_bound_of_the_answers_bounds_the_lists_of_values_too_so_that_a_budget_can_be_kept(session):
     llm = FakeLLM(answer)
     AttributedPrompts("Made", **given(llm=llm, max_new_tokens=50))

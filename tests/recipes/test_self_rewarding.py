@@ -12,8 +12,9 @@ import tiny_models
 
 from datadreamer_like import DataDreamer
 from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, EmptyDataset
-from datadreamer_like.models import HFTransformers
+from datadreamer_like.models import Answer, HFTransformers, Rejected
 from datadreamer_like.recipes import SelfRewarding
+from datadreamer_like.recipes.self_rewarding import _score
 from datadreamer_like.steps import DataSource
 from datadreamer_like.testing import FakeLLM
 from datadreamer_like.trainers import TrainHFDPO
@@ -132,3 +133,22 @@ def test_a_preview_judges_as_many_candidates_as_it_has_rows(tmp_path, language_m
     few = DataDreamer(tmp_path / "output", verbose=False, preview=2)
     with few, pytest.raises(DataError, match="in a preview, more rows"):
         taught(language_model, judge, iterations=1)
+
+
+@pytest.mark.parametrize(
+    ("said", "points"),
+    [
+        ("It is relevant: 1 point.\nScore: <3>", 3.0),
+        ("Score (0-5): 4", 4.0),
+        ("Score: 3. A perfect score 5 would need more.", 3.0),
+        ("Score: 2\n\nNote that a score: 5 needs an expert.", 2.0),
+        ("The score is 4 out of 5.", 4.0),
+        ("Relevance: score 1\nDetail: score 2\nScore: 3", 3.0),
+        ("Score: -1", None),
+        ("Score: 7", None),
+        ("I can't help with that.", None),
+    ],
+)
+def test_the_points_of_a_judgement_are_those_it_concludes_with(said: str, points: float | None) -> None:
+    found = _score(Answer([said]), {})
+    assert isinstance(found, Rejected) if points is None else found == points

@@ -432,6 +432,34 @@ def test_yes_or_no(text: object, expected: bool | None) -> None:
     assert read_yes_or_no(text) is expected
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "I can't help with that. {}.", "{}. I can’t assist with this request.", "Sorry, but I cannot answer that. {}",
+        "As an AI language model, I am unable to evaluate this content. {}.", "I must decline to answer. {}.",
+        "Unfortunately, I'm unable to assist - {}.", "I'm sorry. I won't comply with this.\n{}",
+    ],
+)  # fmt: skip
+def test_a_refusal_is_no_verdict_whatever_stands_around_it(said: str) -> None:
+    assert read_yes_or_no(said.format("No")) is None
+    assert read_number(said.format("3")) is None
+    assert read_winner(said.format("Response A"), "Response A:", "Response B:") is None
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ("I can't help but say yes.", True),
+        ("I can't help with that request. Final answer: No", False),
+        ("I cannot judge this as correct. No.", False),
+        ('The reply says "I can\'t help with that." No.', False),
+        ("Yes. I cannot find any error.", True),
+    ],
+)
+def test_words_like_those_of_a_refusal_are_none(said: str, expected: bool) -> None:
+    assert read_yes_or_no(said) is expected
+
+
 @pytest.mark.parametrize(("text", "expected"), WINNERS)
 def test_winners(text: object, expected: str | None) -> None:
     assert read_winner(text, "Response A:", "Response B:") == expected

@@ -66,6 +66,35 @@ def test_each_format_gives_its_text_title_and_pages(session: DataDreamer, folder
 
 
 @pytest.mark.parametrize(
+    ("start", "encoding", "text"),
+    [
+        ('<meta charset="iso-8859-1">', "cp1252", "“Café” – Zoë"),
+        ('<meta charset="Shift_JIS">', "cp932", "日本語①"),
+        ('<?xml version="1.0" encoding="koi8-r"?><html>', "koi8-r", "Это текст"),
+        ('<meta charset="utf-16">', "utf-8", "Zoë"),
+        ("", "utf-8", "Zoë"),
+        ("\ufeff", "utf-16-le", "Zoë"),
+    ],
+)
+def test_html_has_the_encoding_that_it_declares(
+    session: DataDreamer, tmp_path: Path, start: str, encoding: str, text: str
+) -> None:
+    (tmp_path / "a.html").write_bytes(f"{start}<body><p>{text}</p></body>".encode(encoding))
+    assert list(DocumentDataSource("Documents", data_folder=tmp_path).output["text"]) == [text]
+
+
+def test_the_encoding_of_html_is_not_guessed(session: DataDreamer, tmp_path: Path) -> None:
+    (tmp_path / "a.html").write_bytes("<p>Zoë très naïve</p>".encode("cp1252"))
+    (tmp_path / "b.html").write_bytes('<meta charset="utf-8"><p>Zoë</p>'.encode("cp1252"))
+    documents = DocumentDataSource("Documents", data_folder=tmp_path)
+    assert list(documents.output["text"]) == [None, None]
+    assert "declares no encoding, and is not utf-8. Set its own" in documents.errors[0]
+    assert "b.html: it is not utf-8, which it declares" in documents.errors[1]
+    named = DocumentDataSource("Named", data_folder=tmp_path, data_files="a.html", encoding="cp1252")
+    assert list(named.output["text"]) == ["Zoë très naïve"]
+
+
+@pytest.mark.parametrize(
     ("front", "title"),
     [("tags: [a]", "Guide"), ('title: "My: notes"\ntags: [a]', "My: notes"), ("title:\nx: 'y'", "Guide")],
 )

@@ -3,12 +3,33 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypedDict
+
+from datadreamer_like.errors import ArgumentTypeError
 
 # Names of options, in their order as positional arguments.
 LOGGING = ("progress_interval", "force", "cache_only", "verbose", "log_level")
 BATCHING = ("batch_size", "batch_scheduler_buffer_size", "adaptive_batch_size", *LOGGING)
+
+
+def check_is_list(given: object) -> None:
+    """Refuses what a model cannot take as a list of texts, or would take for another one.
+
+    The characters of a text would be its texts, and so would the names of the keys or columns of a mapping or table.
+
+    Raises:
+        ArgumentTypeError: It is a text, a mapping, a table with named columns, or nothing to iterate over.
+    """
+    if isinstance(given, str | bytes):
+        raise ArgumentTypeError("A model was given one text; expected a list of them, as in run([text]).")
+    if isinstance(given, Mapping) or hasattr(given, "columns"):
+        raise ArgumentTypeError(
+            f"A model was given {type(given).__name__}; expected a list of texts, as in run([text]), or one column."
+        )
+    if not isinstance(given, Iterable):
+        raise ArgumentTypeError(f"A model was given {given!r:.100}; expected a list of texts, as in run([text]).")
 
 
 class RunOptions(TypedDict, total=False):

@@ -7,14 +7,14 @@ import re
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Generic
 
-from datadreamer_like.errors import ArgumentTypeError, ModelError, OverBudget
+from datadreamer_like.errors import ModelError, OverBudget
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.session import current_session, not_in_plan
 from datadreamer_like.graph.usage import Usage, current_usage
@@ -24,7 +24,7 @@ from ..model import Model
 from .calls import Calls, P, Q
 from .failures import A, Rejected
 from .garbage import collecting_rarely
-from .options import Run
+from .options import Run, check_is_list
 
 logger = logging.getLogger("datadreamer_like")
 
@@ -159,11 +159,7 @@ def run_calls(
     calling thread, in any order, with a prompt's position and its answer, stored or new; it returns the answer to
     yield, or `Rejected` to ask the model again, up to `max_follow_ups` times before the row fails.
     """
-    if isinstance(prompts, str | bytes):
-        # Otherwise each character would be sent as a prompt.
-        raise ArgumentTypeError("A model was given one text; expected a list of them, as in run([text]).")
-    if isinstance(prompts, Mapping) or not isinstance(prompts, Iterable):
-        raise ArgumentTypeError(f"A model was given {prompts!r:.100}; expected a list of texts, as in run([text]).")
+    check_is_list(prompts)
     if total is None and isinstance(prompts, Sequence):
         total = len(prompts)
     not_in_plan(f"answers of {model.display_name}")

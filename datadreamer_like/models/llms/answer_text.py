@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from datadreamer_like.errors import MalformedAnswer, ModelError, RejectedAnswer
+from datadreamer_like.errors import DefinitionError, MalformedAnswer, ModelError, RejectedAnswer
 
 from .generation import CUT_OFF, Answer
 from .tools import ToolCall, calls_with_own_ids, shown_calls
@@ -97,16 +97,40 @@ def answer_of(texts: Sequence[AnswerText], **facts: Any) -> Answer:
     return Answer(kept, **facts, reasoning=reasoning, tool_calls=calls)
 
 
-def plain_answers(
-    answer_batch: Callable[[Sequence[Any]], Sequence[Answer]], shaped: bool, requests: Sequence[Any]
-) -> list[Answer]:
-    """Returns the answers of an engine that takes batches, read as `plain_answer` reads them."""
-    return [plain_answer(answer, shaped) for answer in answer_batch(requests)]
+def plain_answers(llm: Any, shaped: bool, requests: Sequence[Any]) -> list[Answer]:
+    """Returns the answers of an engine that takes batches, read as `plain_answer` reads them.
+
+    Raises:
+        DefinitionError: An answer has not as many texts as its request asks for.
+    """
+    answers = llm.answer_batch(requests)
+    for answer, request in zip(answers, requests, strict=False):
+        check_number_of_texts(llm, answer, request.sampling.n)
+    return [plain_answer(answer, shaped) for answer in answers]
 
 
-async def plain_answered(answer: Callable[[Any], Awaitable[Answer]], shaped: bool, request: Any) -> Answer:
-    """Returns the answer of an engine that takes many requests at once, read as `plain_answer` reads it."""
-    return plain_answer(await answer(request), shaped)
+async def plain_answered(llm: Any, shaped: bool, request: Any) -> Answer:
+    """Returns the answer of an engine that takes many requests at once, read as `plain_answer` reads it.
+
+    Raises:
+        DefinitionError: The answer has not as many texts as the request asks for.
+    """
+    answer = await llm.answer(request)
+    check_number_of_texts(llm, answer, request.sampling.n)
+    return plain_answer(answer, shaped)
+
+
+def check_number_of_texts(llm: Any, answer: Answer, expected: int) -> None:
+    """Raises `DefinitionError` for an answer that has another number of texts than its request asks for.
+
+    A failed answer, and one without any text, which fails its row, pass.
+    """
+    if answer.error is not None or not isinstance(answer.texts, list | tuple) or len(answer.texts) in (0, expected):
+        return
+    raise DefinitionError(
+        f"{type(llm).__name__} returned {len(answer.texts)} texts to a prompt; expected n={expected}. Return as many "
+        "as request.sampling.n (or the option n of run) says, None for one that is missing."
+    )
 
 
 async def answered_with_text(ask: Callable[[Any], Awaitable[Any]], request: Any) -> Any:

@@ -266,8 +266,8 @@ class LLM(Model):
 
         def make_engine(recorder: Recorder[Prompt | ToolPrompt | Repeated, Request, Answer]) -> Engine[Request, Answer]:
             if type(self).answer is LLM.answer:
-                return BatchEngine(partial(plain_answers, self.answer_batch, shaped), recorder, generation)
-            return self.engine(partial(plain_answered, self.answer, shaped), recorder, generation)
+                return BatchEngine(partial(plain_answers, self, shaped), recorder, generation)
+            return self.engine(partial(plain_answered, self, shaped), recorder, generation)
 
         answers = run_calls(
             LLMCalls.of(self, generation.sampling),

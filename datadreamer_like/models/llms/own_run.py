@@ -11,7 +11,7 @@ from datadreamer_like.errors import DefinitionError, ModelError, RejectedAnswer
 
 from ..calls.failures import Rejected
 from ..calls.llm_calls import Repeated
-from .answer_text import plain_answer
+from .answer_text import check_number_of_texts, plain_answer
 from .generation import Answer, GenerationOptions, Prompt, Request, Sampling, ToolPrompt
 
 
@@ -34,13 +34,8 @@ def answers_from_run(
             sent.append(prompt)
             yield sent[-1]
 
-    def answer_of(generated: str | None | list[str | None]) -> Answer:
-        if generated is None:
-            return Answer.failed(ModelError(f"{llm.display_name} gave no answer."))
-        return plain_answer(Answer([generated] if isinstance(generated, str) else list(generated)), shaped=False)
-
     for index, generated in enumerate(llm.run(plain(), **asked)):
-        answer = answer_of(generated)
+        answer = _answer_of(llm, generated, options)
         if not sent:
             raise DefinitionError(f"{llm.display_name}: run returned more answers than prompts were sent.")
         prompt = sent.popleft()
@@ -53,5 +48,20 @@ def answers_from_run(
                 answer = replace(answer, error=RejectedAnswer.of(answer.text, checked.reason))
                 break
             prompt = llm.follow_up(Request(prompt, Sampling()), answer, checked.reason)
-            answer = answer_of(next(iter(llm.run([prompt], **asked)), None))
+            answer = _answer_of(llm, next(iter(llm.run([prompt], **asked)), None), options)
         yield answer
+    if sent:
+        raise DefinitionError(
+            f"{llm.display_name}: run returned fewer answers than prompts were sent; {len(sent)} are missing."
+        )
+
+
+def _answer_of(llm: Any, generated: str | None | list[str | None], options: GenerationOptions) -> Answer:
+    if generated is None:
+        return Answer.failed(ModelError(f"{llm.display_name} gave no answer."))
+    texts = [generated] if isinstance(generated, str) else generated
+    if not isinstance(texts, list | tuple):
+        raise DefinitionError(f"{llm.display_name}: run returned {texts!r:.100}; expected a text, or a list of n.")
+    answer = Answer(texts)
+    check_number_of_texts(llm, answer, options.get("n", 1))
+    return plain_answer(answer, shaped=False)

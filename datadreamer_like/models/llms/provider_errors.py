@@ -88,7 +88,7 @@ _ACCOUNT = re.compile(
     r"(country|region|territory|location)\b.{0,40}\bnot (supported|available|allowed|permitted)"
     r"|not (supported|available|allowed|permitted) in your (country|region|territory|location)"
     r"|(organi[sz]ation|account|subscription|workspace|project|team)\b[^.]{0,40}"
-    r"\b(disabled|deactivated|suspended|blocked|inactive|not active|terminated|banned|on hold)\b"
+    r"\b(disabled|deactivated|suspended|blocked|flagged|inactive|not active|terminated|banned|on hold)\b"
     r"|API key not valid",
     re.I,
 )
@@ -100,7 +100,15 @@ _MODEL = re.compile(
     re.I,
 )
 # Refusals of one row with a status that otherwise means the key or the rate.
-_MODERATED = re.compile(r"moderation|flagged|content (policy|filter|management)|safety (system|filter|policy)", re.I)
+_MODERATED = re.compile(
+    r"moderation|flagged|content (policy|filter|management|exists risk)|safety (system|filter|policy)"
+    r"|inappropriate content",
+    re.I,
+)
+_MODERATED_CODES = {
+    "content_filter", "content_policy_violation", "moderation_blocked", "data_inspection_failed",
+    "DataInspectionFailed",
+}  # fmt: skip
 _ROW_TOO_LARGE = re.compile(r"request too large|must be reduced", re.I)
 _TOO_LONG_CODES = {"context_length_exceeded", "exceed_context_size_error", "string_above_max_length"}
 _TOO_LONG = re.compile(
@@ -146,8 +154,9 @@ def provider_error(
 ) -> ModelError | DefinitionError:
     """Returns this package's error for an exception of an SDK, without the client's `secrets`.
 
-    It is a `DefinitionError`, which ends the run, if `refused`, which `refused_parameter` found, names a parameter that
-    is the same in every request. The server's `address` is for the message.
+    That of a prompt which a filter refuses is lasting: a rerun does not send it again. It is a `DefinitionError`, which
+    ends the run, if `refused`, which `refused_parameter` found, names a parameter that is the same in every request.
+    The server's `address` is for the message.
     """
     kind, words = _kind(error), _words(error)
     sentence = _SENTENCES.get(kind, "{address} refuses the request: {words}")
@@ -161,7 +170,10 @@ def provider_error(
         return kind(message, retry_after=retry_after(getattr(error, "response", None)))
     if kind is BadRequest and refused is not None and refused[0] != "n":
         return DefinitionError(f'{message} It is about "{refused[0]}", which every request has.')
-    return kind(message)
+    made = kind(message)
+    # The provider's answer about this prompt, not a fault of the server or the script.
+    made.lasting = made.lasting or (kind is BadRequest and _is_moderated(error) and not _ACCOUNT.search(words))
+    return made
 
 
 def refused_parameter(error: Exception, sent: Collection[str]) -> tuple[str, bool] | None:
@@ -248,7 +260,7 @@ def _kind(error: Exception) -> type[ModelError]:
         return PromptTooLong
     if status in (413, 429) and _ROW_TOO_LARGE.search(words):
         return PromptTooLong
-    if status in (400, 403) and _MODERATED.search(words):
+    if _is_moderated(error):
         return BadRequest
     if refused and status != 429 and _ACCOUNT.search(words):
         return AuthenticationFailed
@@ -265,6 +277,12 @@ def _kind(error: Exception) -> type[ModelError]:
         return next((kind for kind, statuses in _STATUSES.items() if status in statuses), ModelError)
     # Errors that no SDK defines, such as ValueError: the SDK could not parse the answer.
     return ModelError if kinds else MalformedAnswer
+
+
+def _is_moderated(error: Exception) -> bool:
+    """Whether a provider's filter refuses the prompt."""
+    moderated = _codes(error) & _MODERATED_CODES or _MODERATED.search(_words(error))
+    return _status(error) in (400, 403) and bool(moderated)
 
 
 def _status(error: Exception) -> int | None:

@@ -69,13 +69,15 @@ def without_empty(value: Any) -> Any:
 def with_own_ids(messages: Messages) -> Messages:
     """Returns messages in which no two calls have one id, as APIs want it, and without empty lists of calls.
 
-    Results follow their calls: those with the same id are taken in order.
+    Results follow their calls: those with the same id are taken in order. Calls and results may also be items of
+    OpenAI's Responses API.
     """
     used: set[str] = set()
     ids: dict[Any, list[str]] = {}
+    answered: set[Any] = set()
     made = []
     for message in messages:
-        calls = message.get("tool_calls")
+        calls, item = message.get("tool_calls"), message.get("call_id")
         if isinstance(calls, list) and not calls:
             message = {name: value for name, value in message.items() if name != "tool_calls"}
         elif isinstance(calls, list) and all(isinstance(call, Mapping) for call in calls):
@@ -87,6 +89,14 @@ def with_own_ids(messages: Messages) -> Messages:
             message = {**message, "tool_calls": own}
         elif message.get("role") == "tool" and (left := ids.get(message.get("tool_call_id"))):
             message = {**message, "tool_call_id": left.pop(0) if len(left) > 1 else left[0]}
+        elif isinstance(item, str) and message.get("type") == "function_call":
+            (call,) = calls_with_own_ids([{"id": item}], used)
+            ids[item] = [*([] if item in answered else ids.get(item, ())), call["id"]]
+            answered.discard(item)
+            message = {**message, "call_id": call["id"]}
+        elif message.get("type") == "function_call_output" and (left := ids.get(item)):
+            answered.add(item)
+            message = {**message, "call_id": left.pop(0) if len(left) > 1 else left[0]}
         made.append(message)
     return made
 

@@ -14,7 +14,7 @@ from datadreamer_like.graph.node import Node
 from datadreamer_like.graph.output import OutputDatasetColumn, OutputIterableDatasetColumn
 from datadreamer_like.graph.positions import by_position, defaults_of
 
-from ..calls.options import BATCHING
+from ..calls.options import BATCHING, check_is_list
 from ..model import Model
 from ..task_models.task_model import Computed, TextOptions, TextRun, values_of
 
@@ -116,6 +116,7 @@ class Retriever(Model):
     def results(self, queries: Iterable[str], k: int = 5, **options: Any) -> Iterator[Computed]:
         """Returns an iterator in the queries' order: a `Retrieved`, or the error of a failed row; see `run`."""
         check_number(k, "k", 1, whole=True)
+        check_is_list(queries)
         search = self.search(queries, min(int(k), len(self.texts)), TextRun.from_options(options))
         return (
             Computed(error=found)

@@ -70,6 +70,9 @@ class Exports(DatasetNode):
     def export_to_csv(self, path: str | os.PathLike[str], sep: str = ",", **options: Any) -> Any:
         """Writes CSV with a header, and returns the path; lists and dictionaries become JSON.
 
+        CSV has no types: texts such as "12" or "+49" are numbers when it is read. Read it with
+        `CSVDataSource(..., dtype={"phone": str})`, or export to JSON, which keeps them.
+
         With splits, `data.csv` becomes `data.train.csv`, `data.val.csv` and `data.test.csv`, and the paths are returned
         by split. Options not in `ExportOptions` go to `pandas.DataFrame.to_csv`.
         """

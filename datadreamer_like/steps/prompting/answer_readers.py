@@ -9,7 +9,18 @@ from __future__ import annotations
 import re
 from numbers import Real
 
-from .judge_text import CONCLUDES, NEGATED, NOT_JSON, WINDOW, agreed, json_verdict, plain_text, python_value, sentences
+from .judge_text import (
+    CONCLUDES,
+    NEGATED,
+    NOT_JSON,
+    WINDOW,
+    agreed,
+    declines,
+    json_verdict,
+    plain_text,
+    python_value,
+    sentences,
+)
 from .score_text import is_rated_name, score_in
 from .winner_text import winner_in
 
@@ -70,6 +81,8 @@ def read_yes_or_no(text: object) -> bool | None:
     if found is not NOT_JSON:
         return None if found is None else bool(found)
     said = _BOTH.sub("...", plain_text(text))
+    if declines(said):
+        return None
     votes = []
     for sentence in sentences(said):
         for word in _YES_NO.finditer(sentence.text):
@@ -105,7 +118,8 @@ def read_number(text: object) -> float | None:
     found = json_verdict(text, read_number, is_verdict=is_rated_name)
     if found is not NOT_JSON:
         return None if found is None else float(found)
-    return score_in(plain_text(text))
+    said = plain_text(text)
+    return None if declines(said) else score_in(said)
 
 
 def read_winner(text: object, a_label: str, b_label: str) -> str | None:
@@ -120,7 +134,8 @@ def read_winner(text: object, a_label: str, b_label: str) -> str | None:
     found = json_verdict(text, lambda value: read_winner(value, a_label, b_label))
     if found is not NOT_JSON:
         return None if found is None else str(found)
-    return winner_in(plain_text(text), a_label, b_label)
+    said = plain_text(text)
+    return None if declines(said) else winner_in(said, a_label, b_label)
 
 
 def read_winner_or_tie(text: object, a_label: str, b_label: str) -> str | None:

@@ -40,6 +40,25 @@ CONCLUDES = re.compile(
 )
 """Before a word, what makes it the conclusion."""
 
+_DECLINES = re.compile(
+    r"(?:(?:no|well|oh)[,:;] )?"
+    r"(?:(?:(?:i'm |i am )?(?:so |very |really )?sorry|i apologi[sz]e|(?:my )?apologies)[,.:]? (?:but )?"
+    r"|unfortunately,? |as an? (?:ai|language model|assistant)\b[^.]{0,40}?,? ){0,3}"
+    r"(?:i|we)(?: (?:can't|cannot|can not|couldn't|won't|will not|(?:am|are) (?:unable|not able) to|refuse to"
+    r"|(?:(?:must|have to) )?decline to)|'m (?:unable|not able) to) "
+    r"(?:(?:help|assist)(?: you)?(?: (?:with|on|in)\b|(?=[.,;!]|$| [-–—]))|comply\b|fulfill?\b|engage\b|participate\b"
+    r"|do (?:that|this)\b"
+    r"|(?:answer|respond to|discuss|evaluate|judge|assess|rate|process)(?: (?:that|this|these|such|your|the|it)\b)?"
+    r"(?: (?:kind of )?(?:question|request|prompt|content|topic|query)\w{0,3})?"
+    r"(?=\s?[.,;!—–]|$| -| because| since| due))",
+    re.IGNORECASE,
+)
+"""The start of a sentence in which a model refuses to judge."""
+
+_VERDICT = re.compile(
+    r"\b(?:final|finally|verdict|conclusion|overall|winner|score|rating|decision|answer(?: is|:))", re.IGNORECASE
+)
+
 CRITERIA = (
     r"(?:quality|helpful(?:ness)?|relevan(?:ce|cy|t)|accura(?:cy|te)|clarity|clear(?:ness)?|fluen(?:cy|t)|"
     r"coheren(?:ce|t)|consistency|consistent|correct(?:ness)?|complete(?:ness)?|concise(?:ness)?|factual(?:ity|ness)?|"
@@ -134,6 +153,11 @@ def sentences(text: str) -> list[Sentence]:
         for index, part in enumerate(parts)
         if not part.endswith("?")
     ]
+
+
+def declines(said: str) -> bool:
+    """Whether a plain text refuses to judge: a sentence says so, and none names a verdict nevertheless."""
+    return any(_DECLINES.match(sentence.text) for sentence in sentences(said)) and not _VERDICT.search(said)
 
 
 def agreed(votes: list[tuple[int, T]]) -> T | None:

@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from datadreamer_like.errors import DataError
 
@@ -30,10 +29,14 @@ class Page:
 
 @dataclass(frozen=True)
 class Reader:
-    """How a format is read: a function of the decoded text, or of the file; `modules` are the libraries it needs."""
+    """How a format is read: a function of the decoded text, or of the file; `modules` are the libraries it needs.
 
-    read: Callable[[Any], list[Page]]
+    If it `declares` its encoding, the function also takes the one of files that do not.
+    """
+
+    read: Callable[..., list[Page]]
     takes_text: bool = True
+    declares: bool = False
     modules: tuple[str, ...] = ()
 
 
@@ -56,12 +59,12 @@ def read_markdown(text: str) -> list[Page]:
     return [Page(text, "" if place is None else tokens[place + 1].content)]
 
 
-def read_html(file: Path) -> list[Page]:
-    """Reads HTML as Markdown; the encoding is that of the document's own declaration."""
+def read_html(file: Path, encoding: str) -> list[Page]:
+    """Reads HTML as Markdown; the encoding is that of the document's own declaration, if it has one."""
     from .html_converter import html_as_markdown, parsed
 
     with binary(file) as stream:
-        soup = parsed(stream.read())
+        soup = parsed(stream.read(), encoding)
     for tag in soup.find_all(_NOT_CONTENT):
         tag.decompose()
     heading = soup.find("h1")
@@ -118,7 +121,7 @@ def _unicode(text: str) -> str:
 
 
 _TEXT, _MARKDOWN = Reader(read_text), Reader(read_markdown, modules=("markdown_it",))
-_HTML = Reader(read_html, takes_text=False, modules=("bs4", "markdownify"))
+_HTML = Reader(read_html, takes_text=False, declares=True, modules=("bs4", "markdownify"))
 READERS = {
     ".md": _MARKDOWN, ".markdown": _MARKDOWN, ".txt": _TEXT, ".text": _TEXT, ".html": _HTML, ".htm": _HTML,
     ".xhtml": _HTML, ".pdf": Reader(read_pdf, takes_text=False, modules=("pypdf",)),

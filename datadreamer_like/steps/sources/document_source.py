@@ -44,7 +44,8 @@ class DocumentDataSource(TextFileSource):
     Args:
         data_folder: The folder.
         data_files: A file, a pattern like `"**/*.pdf"` in the folder, or a list of them, instead of all documents.
-        **config_kwargs: Options of `Step`, and: `encoding` (utf-8) of text and Markdown; `pages` (True), False for one
+        **config_kwargs: Options of `Step`, and: `encoding` (utf-8) of text and Markdown, and of HTML
+            that declares none; `pages` (True), False for one
             row per PDF, with an empty line between its pages.
 
     Raises:
@@ -58,7 +59,7 @@ class DocumentDataSource(TextFileSource):
         ['path', 'title', 'text', 'page']
     """
 
-    result_version: ClassVar[int] = 3  # 2: cells of HTML tables; 3: front matter is no heading
+    result_version: ClassVar[int] = 4  # 2: cells of HTML tables; 3: front matter is no heading; 4: encodings of HTML
     suffixes: ClassVar[tuple[str, ...]] = tuple(READERS)
     known_options: ClassVar[dict[str, Any]] = {"encoding": "utf-8", "pages": True}
 
@@ -136,7 +137,7 @@ class DocumentDataSource(TextFileSource):
                 with self.opened(file, newline=None) as stream:
                     pages = reader.read(stream.read())
             else:
-                pages = reader.read(file)
+                pages = reader.read(file, self.config["encoding"]) if reader.declares else reader.read(file)
         except DataError as error:
             reason = str(error).removeprefix(f'"{self.name}": ')
             return [Page(None, problem=reason.removeprefix(f"{file}, ").removeprefix(f"{file} "))]

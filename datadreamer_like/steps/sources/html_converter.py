@@ -5,8 +5,17 @@ from __future__ import annotations
 import re
 
 from bs4 import BeautifulSoup, Tag
+from bs4.dammit import EncodingDetector
 from markdownify import MarkdownConverter
 
+from datadreamer_like.errors import DataError
+
+# Names that Python does not know, or takes for other encodings than browsers do
+_ALIASES = {
+    "x-sjis": "cp932", "shift_jis": "cp932", "windows-31j": "cp932", "macintosh": "mac-roman", "gb2312": "gb18030",
+    "gbk": "gb18030", "utf8mb4": "utf-8", "windows-874": "cp874", "ks_c_5601-1987": "cp949", "euc-kr": "cp949",
+}  # fmt: skip
+_LATIN = ("iso-8859-1", "iso8859-1", "latin1", "latin-1", "us-ascii", "ascii")
 _MOST_COLUMNS = 1000  # of one cell, as in browsers
 
 
@@ -108,6 +117,23 @@ class _Converter(MarkdownConverter):
         return "\n\n".join(["", text.strip(), "\n".join(lines), ""])
 
 
-def parsed(content: bytes) -> BeautifulSoup:
-    """Parses a document; its encoding is that of its own declaration."""
-    return BeautifulSoup(content, "html.parser")
+def parsed(content: bytes, encoding: str) -> BeautifulSoup:
+    """Parses a document; its encoding is that of its own declaration, or `encoding` if it has none.
+
+    Raises:
+        DataError: It is not in that encoding, which is not guessed: few bytes fit many.
+    """
+    body, declared = EncodingDetector.strip_byte_order_mark(content)
+    declared = declared or EncodingDetector.find_declared_encoding(body, is_html=True)
+    names = [declared] if declared else [encoding]
+    if declared and declared.lower().startswith("utf-16") and b"\0" not in body:
+        names = ["utf-8"]  # it was converted after it was written
+    elif declared and declared.lower() in _LATIN:
+        names = ["cp1252", declared]  # what browsers take it for
+    for name in names:
+        try:
+            return BeautifulSoup(body.decode(_ALIASES.get(name.lower(), name)), "html.parser")
+        except (UnicodeError, LookupError):
+            continue
+    said = f"is not {declared}, which it declares" if declared else f"declares no encoding, and is not {encoding}"
+    raise DataError(f"it {said}. " + ("Convert it to UTF-8." if declared else 'Set its own, as in encoding="cp1252".'))
