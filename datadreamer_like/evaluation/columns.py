@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice, zip_longest
 from typing import Any
 
@@ -119,6 +119,17 @@ def _check_finite(value: object, name: str, row: int) -> None:
         )
     if not math.isfinite(value):
         raise DataError(f"{name} is {value} in row {row}; it must be a finite number. Filter such rows out first.")
+
+
+def check_varied(values: Iterable[object], name: str) -> None:
+    """Raises `DataError` if the training column `name` has one value in every row; others are not checked."""
+    found = iter(values)
+    first = next(found, None)
+    if name.startswith("train") and all(value == first for value in found):
+        raise DataError(
+            f"{name} is the same in every row, so there is nothing to learn. Choose another column, or add rows that "
+            "differ."
+        )
 
 
 def read_texts(column: Column, name: str) -> Iterator[str]:
