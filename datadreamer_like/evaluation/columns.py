@@ -124,8 +124,8 @@ def _check_finite(value: object, name: str, row: int) -> None:
 def check_varied(values: Iterable[object], name: str) -> None:
     """Raises `DataError` if the training column `name` has one value in every row; others are not checked."""
     found = iter(values)
-    first = next(found, None)
-    if name.startswith("train") and all(value == first for value in found):
+    first = next(found, _END)
+    if name.startswith("train") and first is not _END and all(value == first for value in found):
         raise DataError(
             f"{name} is the same in every row, so there is nothing to learn. Choose another column, or add rows that "
             "differ."
