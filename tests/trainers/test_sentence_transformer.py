@@ -397,9 +397,18 @@ def test_triplets_that_teach_nothing_are_counted_and_pairs_of_a_text_and_itself_
     trainer = TrainSentenceTransformer("Small", str(tiny_encoder))
     trainer.train(**columns("anchor", "positive", "negative", rows=rows), **{**OPTIONS, "epochs": 1})
     assert "train_positives and train_negatives are the same in 5 of 18 rows" in caplog.text
+    assert "validation_positives and validation_negatives are the same in 5 of 18 rows" in caplog.text
     simcse = TrainSentenceTransformer("SimCSE", str(tiny_encoder))
     simcse.train(**columns("anchor", "anchor", as_names=("anchors", "positives")), **{**OPTIONS, "epochs": 1})
     assert simcse.curves[0]["loss"] > 0
+
+
+def test_validation_scores_that_are_all_the_same_are_reported(session, tiny_encoder, caplog):
+    given = columns("anchor", "positive", "score", as_names=("anchors", "others", "labels"))
+    given["validation_labels"] = Rows("One", {"score": [0.5] * 18}).output["score"]
+    trainer = TrainSentenceTransformer("Small", str(tiny_encoder)).train(**given, **{**OPTIONS, "epochs": 1})
+    assert trainer.metrics.keys() == {"loss"}
+    assert "validation_labels is the same in every row, so it cannot show which epoch is better" in caplog.text
 
 
 def test_a_batch_of_one_pair_is_refused_where_pairs_are_compared(session, tiny_encoder):

@@ -155,19 +155,21 @@ class Task(ABC):
     def refuse_same(self, same: Sequence[bool] | np.ndarray[Any, Any], names: Sequence[str]) -> None:
         """Raises `DataError` if two arguments, of which a row is to tell the difference, are the same in every row.
 
-        `same` says so for each row, after tokenizing. Training rows that are the same are counted in a warning;
-        validation rows are not checked.
+        `same` says so for each row, after tokenizing. Fewer rows, and validation rows, are counted in a warning.
         """
-        count = int(np.count_nonzero(same))
-        if not count or not names[0].startswith("train"):
+        count, train = int(np.count_nonzero(same)), names[0].startswith("train")
+        if not count:
             return
         pair, cut = " and ".join(names), f"after cutting at {self.max_length:,} tokens"
-        if count == len(same):
+        if train and count == len(same):
             raise DataError(
                 f"{pair} are the same in every row, {cut}, so there is nothing to learn. Pass two columns of different "
                 "texts, or raise max_length."
             )
-        logger.warning("%s are the same in %s of %s rows, %s: these teach nothing.", pair, count, len(same), cut)
+        logger.warning(
+            "%s are the same in %s of %s rows, %s: these %s nothing.",
+            pair, f"{count:,}", f"{len(same):,}", cut, "teach" if train else "measure",
+        )  # fmt: skip
 
     def refuse_long(self, too_long: Mapping[int, int], name: str) -> None:
         """Raises `DataError` if any row of the argument `name` is too long; `too_long` has their numbers of tokens."""
