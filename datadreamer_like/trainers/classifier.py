@@ -14,7 +14,7 @@ from datadreamer_like.distillation import Objective, classes_of, text_teacher
 from datadreamer_like.distillation.teacher import is_multi_label
 from datadreamer_like.errors import DefinitionError, check_number
 from datadreamer_like.evaluation.columns import SUPERVISED, Columns, check_varied, named_columns
-from datadreamer_like.evaluation.labels import VECTORS, LabelSet, find_labels
+from datadreamer_like.evaluation.labels import VECTORS, LabelSet, find_labels, warn_of_spellings
 from datadreamer_like.evaluation.soft_labels import (
     ClassWeights,
     FloatArray,
@@ -261,6 +261,7 @@ def classes_to_learn(name: str, columns: Columns, objective: Objective, soft: La
     if soft is None and output is not None:
         labels = find_labels(output, "train_output", optional=teacher is not None)
     elif output is not None and teacher is None:
+        warn_of_spellings(labels.names, "train_output")
         check_varied((value for value in output.values() if value is not None), "train_output")
     theirs = LabelSet(())
     if teacher is not None:

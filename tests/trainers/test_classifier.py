@@ -32,7 +32,7 @@ from datadreamer_like.errors import (
 from datadreamer_like.evaluation.labels import find_labels
 from datadreamer_like.evaluation.tasks.token_classification import find_span_labels
 from datadreamer_like.models.trained.trained_model import TrainedModel
-from datadreamer_like.trainers import TrainHFClassifier
+from datadreamer_like.trainers import TrainHFClassifier, TrainLinearClassifier
 from datadreamer_like.trainers.training.options import Training
 
 from .conftest import Rows, opinions
@@ -374,6 +374,12 @@ def test_labels_of_two_spellings_are_named_in_a_warning(session, caplog, labels,
     column = Rows("rows", {"label": labels}).output["label"]
     assert len(find_labels(column, "train_output")) == 3
     assert re.search(words, caplog.text) if words else not caplog.text
+
+
+def test_soft_labels_of_two_spellings_are_named_in_a_warning(session, caplog):
+    rows = Rows("rows", {"text": ["a", "b"], "label": [{"yes": 0.8, "Yes": 0.2}, {"yes": 0.3, "Yes": 0.7}]}).output
+    TrainLinearClassifier("a").train(*[rows["text"], rows["label"]] * 2, C=1.0)
+    assert "'Yes' and 'yes'" in caplog.text
 
 
 def test_spans_of_labels_of_two_spellings_are_named_in_a_warning(session, caplog):
