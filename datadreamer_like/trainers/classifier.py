@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from datadreamer_like.distillation import Objective, classes_of, text_teacher
 from datadreamer_like.distillation.teacher import is_multi_label
 from datadreamer_like.errors import DefinitionError, check_number
-from datadreamer_like.evaluation.columns import SUPERVISED, Columns, check_varied, named_columns
+from datadreamer_like.evaluation.columns import SUPERVISED, Columns, named_columns
 from datadreamer_like.evaluation.labels import VECTORS, LabelSet, find_labels, warn_of_spellings
 from datadreamer_like.evaluation.soft_labels import (
     ClassWeights,
@@ -253,7 +253,6 @@ def classes_to_learn(name: str, columns: Columns, objective: Objective, soft: La
     Raises:
         DefinitionError: No row has a label, and the objective needs some.
         LabelError: See `find_labels`.
-        DataError: All rows have the same probabilities, and there is no teacher.
     """
     teacher: Any = itself(objective.teacher)
     output = columns["train"].get("train_output")
@@ -262,7 +261,6 @@ def classes_to_learn(name: str, columns: Columns, objective: Objective, soft: La
         labels = find_labels(output, "train_output", optional=teacher is not None)
     elif output is not None and teacher is None:
         warn_of_spellings(labels.names, "train_output")
-        check_varied((value for value in output.values() if value is not None), "train_output")
     theirs = LabelSet(())
     if teacher is not None:
         taught: Any = None if text_teacher(teacher) else getattr(getattr(teacher, "model", None), "config", None)

@@ -19,7 +19,6 @@ from datadreamer_like import DataDreamer, pruning, quantization
 from datadreamer_like.distillation import HardTargets, HiddenStates, SoftTargets
 from datadreamer_like.errors import (
     ArgumentTypeError,
-    DataDreamerError,
     DataError,
     DefinitionError,
     LabelError,
@@ -370,7 +369,7 @@ def test_columns_that_do_not_fit_are_refused(kind, tiny_encoder, session, data):
 
 def test_a_model_without_tokens_is_refused_where_tokens_are_needed(trained, session, data):
     linear = trained[TrainLinearClassifier]
-    with pytest.raises(DataDreamerError, match="tokenizer"):
+    with pytest.raises(MethodMisfit, match="can be loaded only as a classifier"):
         TrainHFClassifier("Bad", linear).train(**data(), epochs=1)
     with pytest.raises(MethodMisfit):
         Quantize("Bad int8", linear, quantization.DynamicInt8())
