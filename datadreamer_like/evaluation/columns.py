@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice, zip_longest
 from typing import Any
 
@@ -12,6 +13,8 @@ import numpy as np
 from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, EmptyDataset
 from datadreamer_like.graph import OutputDatasetMixin
 from datadreamer_like.graph.output import Column
+
+logger = logging.getLogger("datadreamer_like")
 
 _END = object()
 
@@ -119,6 +122,21 @@ def _check_finite(value: object, name: str, row: int) -> None:
         )
     if not math.isfinite(value):
         raise DataError(f"{name} is {value} in row {row}; it must be a finite number. Filter such rows out first.")
+
+
+def check_varied(values: Iterable[object], name: str) -> None:
+    """Raises `DataError` if the column `name` has one value in every row; for validation rows, it only warns."""
+    found = iter(values)
+    first = next(found, _END)
+    if first is _END or not all(value == first for value in found):
+        return
+    if name.startswith("validation"):
+        logger.warning("%s is the same in every row, so it cannot show which epoch is better.", name)
+    else:
+        raise DataError(
+            f"{name} is the same in every row, so there is nothing to learn. Choose another column, or add rows that "
+            "differ."
+        )
 
 
 def read_texts(column: Column, name: str) -> Iterator[str]:

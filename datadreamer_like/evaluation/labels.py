@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import unicodedata
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,6 +14,8 @@ import numpy as np
 from datadreamer_like.errors import DataError, LabelError, did_you_mean
 from datadreamer_like.graph.output import Column
 from datadreamer_like.storage import values
+
+logger = logging.getLogger("datadreamer_like")
 
 VECTORS = (
     "If each position stands for a class, convert the rows with step.map: names[vector.index(1)] where each row has "
@@ -117,6 +121,7 @@ def find_labels(column: Column, where: str, *, optional: bool = False) -> LabelS
     if len(kinds) > 1:
         spoken = ", ".join(f"{kind.__name__} (row {row})" for kind, row in kinds.items())
         raise LabelError(f"{where} mixes labels of different types: {spoken}. Make them of one type with step.map.")
+    warn_of_spellings(found, where)
     names = tuple(naming or (str(label) for label in sorted(found)))
     if optional:
         return LabelSet(names if found else (), bool(multi))
@@ -132,6 +137,21 @@ def find_labels(column: Column, where: str, *, optional: bool = False) -> LabelS
         help = f" {VECTORS}" if naming is None and found == {0, 1} else ""
         raise LabelError(f"{where} has the same labels in every row ({listed}), so there is nothing to learn.{help}")
     return LabelSet(names, bool(multi))
+
+
+def warn_of_spellings(labels: Iterable[object], where: str) -> None:
+    """Warns of labels that differ only in upper case, blanks or Unicode form: each is a class of its own."""
+    groups: dict[str, list[str]] = {}
+    for label in labels:
+        if isinstance(label, str):
+            plain = " ".join(unicodedata.normalize("NFKC", label).casefold().split())
+            groups.setdefault(plain, []).append(label)
+    alike = [" and ".join(map(repr, sorted(group))) for group in groups.values() if len(group) > 1]
+    if alike:
+        logger.warning(
+            "%s has labels that differ only in upper case or blanks, and are classes of their own: %s. If they are "
+            "one, make them so with step.map.", where, "; ".join([*alike[:5], *(["..."] if len(alike) > 5 else [])]),
+        )  # fmt: skip
 
 
 def _several(labels: Sequence[Any], where: str, row: int, naming: Sequence[str] | None) -> Sequence[Any]:

@@ -15,6 +15,7 @@ from datadreamer_like.models import EnsembleModel
 from datadreamer_like.models.trained.model_node import ModelNode
 from datadreamer_like.report import Table, TableColumn
 from datadreamer_like.stages import FreshWeights
+from datadreamer_like.trainers.training.teaching import itself
 
 from .parts import MakeTrainer, check_options, check_recipe, make_trainer, with_seed
 
@@ -114,7 +115,7 @@ class BornAgain:
             student = make_trainer(trainer, title, **start)
             check_options(self, student, options, ())
             minimised = objective(before)
-            if not isinstance(minimised, Objective) or minimised.teacher is not before:
+            if not isinstance(minimised, Objective) or itself(minimised.teacher) is not before:
                 raise ArgumentTypeError(
                     f'"{name}": objective returned {minimised!r:.100}; it must return an objective whose teacher is '
                     "the model that it was given."

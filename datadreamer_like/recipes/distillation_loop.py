@@ -166,6 +166,13 @@ class DistillationLoop:
         self.students = [students[0] for students in first.students]
         self.random_students = [students[0] for students in arms[-1].students] if control else []
         self.rows = first.rows[-1]
+        answers = [_shares(row) for row in self.rows.output["label"]]
+        said = {max(row, key=row.__getitem__) for row in answers}
+        if len(said) == 1:
+            logger.warning(
+                '%s: the teacher gave all %s texts the label "%s", so the student learned no other. Look at its '
+                "answers, or at the pool.", name, f"{len(answers):,}", *said,
+            )  # fmt: skip
         control_scores = {row["rows"]: row["accuracy"] for row in arms[-1].curve} if control else {}
         self.curve = [{**row, "random": control_scores.get(row["rows"])} for row in first.curve]
         logger.info("%s", self.table)

@@ -14,7 +14,7 @@ from datadreamer_like.distillation import Objective, classes_of, text_teacher
 from datadreamer_like.distillation.teacher import is_multi_label
 from datadreamer_like.errors import DefinitionError, check_number
 from datadreamer_like.evaluation.columns import SUPERVISED, Columns, named_columns
-from datadreamer_like.evaluation.labels import VECTORS, LabelSet, find_labels
+from datadreamer_like.evaluation.labels import VECTORS, LabelSet, find_labels, warn_of_spellings
 from datadreamer_like.evaluation.soft_labels import (
     ClassWeights,
     FloatArray,
@@ -259,6 +259,8 @@ def classes_to_learn(name: str, columns: Columns, objective: Objective, soft: La
     labels = soft or LabelSet(())
     if soft is None and output is not None:
         labels = find_labels(output, "train_output", optional=teacher is not None)
+    elif output is not None and teacher is None:
+        warn_of_spellings(labels.names, "train_output")
     theirs = LabelSet(())
     if teacher is not None:
         taught: Any = None if text_teacher(teacher) else getattr(getattr(teacher, "model", None), "config", None)

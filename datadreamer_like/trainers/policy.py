@@ -60,7 +60,9 @@ class PolicyTrainer(TrainHFFineTune):
         """Trains the policy with the reward model in memory."""
         with unload_teacher(self.reward.scorer):
             self.reward.to(run.device)
-            return self.fit_policy(run)
+            fitted = self.fit_policy(run)
+        self.reward.warn_if_constant()
+        return fitted
 
     def make_task(
         self, config: PretrainedConfig, tokenizer: Tokenizer, columns: Columns, training: Training, objective: Objective

@@ -108,7 +108,8 @@ class TrainSentenceTransformer(EmbedderTrainer):
 
         Args:
             train_anchors: Training texts.
-            train_positives: A similar text for each.
+            train_positives: A similar text for each; for SimCSE (Gao et al. 2021, arXiv:2104.08821) the text itself,
+                whose two embeddings differ by dropout.
             validation_anchors: Validation texts, used to choose the best epoch. The metrics are recall and mean
                 reciprocal rank of retrieving each text's pair among all pairs' second texts.
             validation_positives: A similar text for each.
@@ -122,10 +123,12 @@ class TrainSentenceTransformer(EmbedderTrainer):
         Raises:
             DefinitionError, ArgumentTypeError: Columns do not go together, or an option is unknown or of the wrong
                 type; `matryoshka_dims` are not sizes up to the embeddings' own.
-            DataError: A value is missing.
+            DataError: A value is missing, or the rows differ in nothing that is compared, such as triplets whose
+                negatives are the positives, or scores that are all the same.
             DataDreamerError: See `TrainHFClassifier.train`.
         """
         columns = _named(_COLUMNS["train_with_positive_pairs"], locals())
+        self._check_batch(loss, "MultipleNegativesRankingLoss", options)
         how = {"loss": checked_loss(loss, "MultipleNegativesRankingLoss"), "matryoshka_dims": matryoshka_dims}
         return self.run_kind("positive pairs", columns, options, how)
 
@@ -205,8 +208,16 @@ class TrainSentenceTransformer(EmbedderTrainer):
             DataDreamerError: See `train_with_positive_pairs`.
         """
         columns = _named(_COLUMNS["train_with_labeled_pairs"], locals())
+        self._check_batch(loss, "CoSENTLoss", options)
         how = {"loss": checked_loss(loss, "CoSENTLoss"), "matryoshka_dims": matryoshka_dims}
         return self.run_kind("labeled pairs", columns, options, how)
+
+    def _check_batch(self, loss: LossMaker | Auto, default: str, options: Mapping[str, Any]) -> None:
+        if loss is AUTO and options.get("batch_size") == 1:
+            raise DefinitionError(
+                f'"{self.name}": batch_size is 1, but {default} compares the pairs of a batch, so there would be '
+                "nothing to learn. Raise batch_size, or pass another loss."
+            )
 
     def train_with_teacher(
         self,

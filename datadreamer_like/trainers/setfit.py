@@ -170,7 +170,7 @@ class TrainSetFitClassifier(TrainEmbeddingClassifier):
         head = super().fit(run)
         history = [{f"pair_{name}": value for name, value in epoch.items()} for epoch in body.history]
         metrics = {**head.metrics, "pair_loss": body.metrics["loss"]}
-        return Fit(metrics, body.epochs, [*history, *head.history])
+        return Fit(metrics, body.epochs, [*history, *head.history], body.curves)
 
     def fill_card(self, metrics: Mapping[str, float], objective: Objective | None) -> None:
         """Records the origin of the model, the method and the metrics on the card."""

@@ -9,7 +9,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from datadreamer_like.distillation import ConfidenceWeighted, PermutedTargets, SoftTargets, classes_of, permuted_logits
+from datadreamer_like.distillation import (
+    ConfidenceWeighted,
+    Hidden,
+    HiddenStates,
+    PermutedTargets,
+    SoftTargets,
+    StoredTeacher,
+    classes_of,
+    permuted_logits,
+)
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, LabelError, MethodMisfit, SessionError
 from datadreamer_like.models import EnsembleModel
 from datadreamer_like.recipes import BornAgain
@@ -157,3 +166,11 @@ def test_wrong_arguments_are_refused_before_any_training(session, trainer):
 def test_there_must_be_a_session(trainer):
     with pytest.raises(SessionError, match="Put it inside"):
         BornAgain("Born", TrainHFClassifier, None, None, None, None)
+
+
+def test_a_generation_may_be_taught_by_the_stored_states_of_the_one_before(session, trainer):
+    def objective(teacher: Any) -> HiddenStates:
+        return HiddenStates(StoredTeacher(teacher, Hidden([1])), layers={1: 1})
+
+    born = BornAgain("Born", trainer, **columns(), generations=1, objective=objective, **SHORT)
+    assert "StoredTeacher" in born.students[0].card.facts["Objective"]

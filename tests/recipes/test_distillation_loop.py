@@ -299,3 +299,14 @@ def test_a_teacher_that_labels_nothing_is_one_error(session):
 
     with pytest.raises(EmptyDataset, match="gave none of the first 10 texts a label.*Said"):
         DistillationLoop("Loop", LINEAR, teacher, **given(), rows_per_round=10, budget_rows=20)
+
+
+def test_a_teacher_that_gives_one_label_to_all_rows_is_reported(session, caplog):
+    def teacher(texts: Any) -> Any:
+        return texts.step.map(lambda row: {"label": "positive"}).output["label"]
+
+    DistillationLoop("Loop", LINEAR, teacher, **given(20), rows_per_round=5, budget_rows=10, C=10.0)
+    assert 'Loop: the teacher gave all 10 texts the label "positive", so the student' in caplog.text
+    caplog.clear()
+    DistillationLoop("Other", LINEAR, Predictor(Rule()), **given(20), rows_per_round=5, budget_rows=10, C=10.0)
+    assert "the teacher gave all" not in caplog.text

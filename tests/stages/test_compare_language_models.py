@@ -211,3 +211,13 @@ def test_rows_of_which_nothing_can_be_said_are_refused_before_a_model_runs(
     with pytest.raises(MethodMisfit, match=f"{tiny_seq2seq.name} answers prompts"):
         Compare("Cost", [model, tiny_seq2seq], empty["text"], **QUICK)
     assert "model" not in vars(model)
+
+
+def test_a_language_model_whose_loss_is_nan_is_named(session: DataDreamer, byte_lm: Path, tmp_path: Path):
+    broken = AutoModelForCausalLM.from_pretrained(byte_lm)
+    with torch.no_grad():
+        next(broken.parameters()).fill_(float("nan"))
+    broken.save_pretrained(tmp_path / "broken")
+    AutoTokenizer.from_pretrained(byte_lm).save_pretrained(tmp_path / "broken")
+    with pytest.raises(DataError, match=r"The loss of TrainedModel\('.*broken'\) for the answer '.*' is NaN"):
+        Compare("Cost", [byte_lm, tmp_path / "broken"], *_columns(PAIRS), **QUICK)

@@ -19,7 +19,6 @@ from datadreamer_like import DataDreamer, pruning, quantization
 from datadreamer_like.distillation import HardTargets, HiddenStates, SoftTargets
 from datadreamer_like.errors import (
     ArgumentTypeError,
-    DataDreamerError,
     DataError,
     DefinitionError,
     LabelError,
@@ -33,6 +32,7 @@ from datadreamer_like.trainers import (
     TrainEmbeddingClassifier,
     TrainHFClassifier,
     TrainLinearClassifier,
+    TrainSentenceTransformer,
     TrainStaticClassifier,
 )
 from datadreamer_like.trainers.training import logistic
@@ -369,12 +369,23 @@ def test_columns_that_do_not_fit_are_refused(kind, tiny_encoder, session, data):
 
 def test_a_model_without_tokens_is_refused_where_tokens_are_needed(trained, session, data):
     linear = trained[TrainLinearClassifier]
-    with pytest.raises(DataDreamerError, match="tokenizer"):
+    with pytest.raises(MethodMisfit, match="can be loaded only as a classifier"):
         TrainHFClassifier("Bad", linear).train(**data(), epochs=1)
     with pytest.raises(MethodMisfit):
         Quantize("Bad int8", linear, quantization.DynamicInt8())
     with pytest.raises(MethodMisfit):
         Prune("Bad words", linear, pruning.Vocabulary(), calibration=data()["train_input"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_classifier_without_a_transformer_is_refused_as_a_start(trained, kind, tiny_encoder, session, data):
+    found = data(names=("text", "text"))
+    texts = {f"{split}_texts": found[f"{split}_input"] for split in ("train", "validation")}
+    message = f"is what a {kind.__name__}.* trained, which can be loaded only as a classifier"
+    with pytest.raises(MethodMisfit, match=message):
+        TrainEmbeddingClassifier("A", trained[kind]).train(**data())
+    with pytest.raises(MethodMisfit, match=message):
+        TrainSentenceTransformer("B", trained[kind]).train_with_teacher(**texts, teacher=str(tiny_encoder))
 
 
 def test_a_compressed_encoder_is_refused(tiny_encoder, session, data):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import pickle
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,10 @@ from datadreamer_like.errors import (
     NotTrained,
     SessionError,
 )
+from datadreamer_like.evaluation.labels import find_labels
+from datadreamer_like.evaluation.tasks.token_classification import find_span_labels
 from datadreamer_like.models.trained.trained_model import TrainedModel
-from datadreamer_like.trainers import TrainHFClassifier
+from datadreamer_like.trainers import TrainHFClassifier, TrainLinearClassifier
 from datadreamer_like.trainers.training.options import Training
 
 from .conftest import Rows, opinions
@@ -356,6 +359,33 @@ def test_columns_that_label_nothing_are_refused_before_training(session, tiny_en
     rows = Rows("rows", train).output
     with pytest.raises(error, match=words):
         TrainHFClassifier("a", str(tiny_encoder)).train(*[rows["text"], rows["label"]] * 2)
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (["yes", "yes ", "no"], "train_output has labels that differ only in upper case or blanks.*: 'yes' and 'yes '"),
+        ([["Red"], ["red", "blue"], ["blue"]], "'Red' and 'red'"),
+        (["yes", "no", "no way"], None),
+    ],
+)
+def test_labels_of_two_spellings_are_named_in_a_warning(session, caplog, labels, words):
+    column = Rows("rows", {"label": labels}).output["label"]
+    assert len(find_labels(column, "train_output")) == 3
+    assert re.search(words, caplog.text) if words else not caplog.text
+
+
+def test_soft_labels_of_two_spellings_are_named_in_a_warning(session, caplog):
+    rows = Rows("rows", {"text": ["a", "b"], "label": [{"yes": 0.8, "Yes": 0.2}, {"yes": 0.3, "Yes": 0.7}]}).output
+    TrainLinearClassifier("a").train(*[rows["text"], rows["label"]] * 2, C=1.0)
+    assert "'Yes' and 'yes'" in caplog.text
+
+
+def test_spans_of_labels_of_two_spellings_are_named_in_a_warning(session, caplog):
+    spans = [[{"start": 0, "end": 4, "label": "Food"}], [{"start": 0, "end": 4, "label": "food"}]]
+    rows = Rows("rows", {"text": ["good tea", "nice day"], "spans": spans}).output
+    assert len(find_span_labels({"train_input": rows["text"], "train_output": rows["spans"]})) == 5
+    assert "train_output has labels that differ only in upper case or blanks" in caplog.text
 
 
 def test_classes_are_matched_by_name_whatever_their_numbers(session, tiny_encoder, data):

@@ -139,3 +139,10 @@ def test_steps_are_those_of_the_formula(session, speller, kind, formula, options
 def test_sampling_that_the_losses_do_not_know_of_is_refused(session, speller, options, said):  # noqa: F811
     with pytest.raises(DefinitionError, match=said):
         TrainHFRLOO("It", str(speller)).train(**prompts(4), reward_model=share_of_b, num_generations=4, **options)
+
+
+@pytest.mark.parametrize("reward", [lambda prompts, answers: [0.0] * len(answers), share_of_b], ids=["one", "several"])
+def test_a_reward_that_is_always_the_same_is_reported(session, speller, caplog, reward):  # noqa: F811
+    trainer = TrainHFRLOO("It", str(speller))
+    trainer.train(**prompts(4), reward_model=reward, num_generations=4, batch_size=8, epochs=1, max_new_tokens=2)
+    assert ('"It": the reward was 0 for all 32 answers, so nothing' in caplog.text) == (reward is not share_of_b)

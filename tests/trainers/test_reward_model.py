@@ -139,6 +139,8 @@ def test_what_is_no_reward_is_refused_before_training(session, tiny_causal_lm, t
         TrainHFRewardModel("B", str(tiny_causal_lm)).train(**scored([1.0, 2.0, float("inf"), 0.0]))
     with pytest.raises(DataError, match="train_scores.* is None in row 0"):
         TrainHFRewardModel("C", str(tiny_causal_lm)).train(**scored([None, 2.0, 1.0, 0.0]))
+    with pytest.raises(DataError, match="train_scores is the same in every row, so there is nothing to learn"):
+        TrainHFRewardModel("G", str(tiny_causal_lm)).train(**scored([0.5] * 4))
     # Cut at 9 tokens, the answers no longer differ.
     alike = {"prompt": ["The cat"] * 2, "chosen": ["sat on a mat", "sat"], "rejected": ["sat on a tree", "sat"]}
     with pytest.raises(DataError, match="are the same in every row, after cutting at 9 tokens"):

@@ -18,7 +18,7 @@ from sentence_transformers.sentence_transformer.modules import Dense, Normalize,
 from torch.nn import functional as F
 from transformers import AutoModel, AutoTokenizer, BertForSequenceClassification
 
-from datadreamer_like.errors import ArgumentTypeError, DefinitionError, EmptyDataset, MethodMisfit
+from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, EmptyDataset, MethodMisfit
 from datadreamer_like.models import SentenceTransformersEmbedder, TrainedModel
 from datadreamer_like.pruning import Magnitude
 from datadreamer_like.stages import FreshWeights, Prune
@@ -365,3 +365,55 @@ def test_wrong_rows_and_teachers_are_refused(session, tmp_path, calm_encoder, ti
             **columns("anchor", "positive", "negative", as_names=("queries", "positives", "negatives")),
             teacher=str(tiny_encoder),
         )
+
+
+NOTHING: dict[str, Any] = {
+    "triplets whose negatives are the positives": (
+        ("anchor", "positive", "positive"), ("anchors", "positives", "negatives"),
+        "train_positives and train_negatives are the same in every row",
+    ),
+    "pairs of one positive": (("anchor", "constant"), ("anchors", "positives"), "train_positives is the same in every"),
+    "scores of pairs of a text and itself": (
+        ("anchor", "anchor", "score"), ("anchors", "others", "labels"), "train_anchors and train_others are the same",
+    ),
+    "one score": (("anchor", "positive", "number"), ("anchors", "others", "labels"), "train_labels is the same"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", NOTHING)
+def test_rows_that_teach_nothing_are_refused(session, tiny_encoder, kind):
+    names, as_names, message = NOTHING[kind]
+    rows = {**ROWS, "constant": ["a good day"] * 18, "number": [0.5] * 18}
+    with pytest.raises(DataError, match=message):
+        TrainSentenceTransformer("Small", str(tiny_encoder)).train(
+            **columns(*names, as_names=as_names, rows=rows), **OPTIONS
+        )
+
+
+def test_triplets_that_teach_nothing_are_counted_and_pairs_of_a_text_and_itself_are_trained(
+    session, tiny_encoder, caplog
+):
+    rows = {**ROWS, "negative": [*ROWS["positive"][:5], *ROWS["negative"][5:]]}
+    trainer = TrainSentenceTransformer("Small", str(tiny_encoder))
+    trainer.train(**columns("anchor", "positive", "negative", rows=rows), **{**OPTIONS, "epochs": 1})
+    assert "train_positives and train_negatives are the same in 5 of 18 rows" in caplog.text
+    assert "validation_positives and validation_negatives are the same in 5 of 18 rows" in caplog.text
+    simcse = TrainSentenceTransformer("SimCSE", str(tiny_encoder))
+    simcse.train(**columns("anchor", "anchor", as_names=("anchors", "positives")), **{**OPTIONS, "epochs": 1})
+    assert simcse.curves[0]["loss"] > 0
+
+
+def test_validation_scores_that_are_all_the_same_are_reported(session, tiny_encoder, caplog):
+    given = columns("anchor", "positive", "score", as_names=("anchors", "others", "labels"))
+    given["validation_labels"] = Rows("One", {"score": [0.5] * 18}).output["score"]
+    trainer = TrainSentenceTransformer("Small", str(tiny_encoder)).train(**given, **{**OPTIONS, "epochs": 1})
+    assert trainer.metrics.keys() == {"loss"}
+    assert "validation_labels is the same in every row, so it cannot show which epoch is better" in caplog.text
+
+
+def test_a_batch_of_one_pair_is_refused_where_pairs_are_compared(session, tiny_encoder):
+    with pytest.raises(DefinitionError, match="batch_size is 1, but MultipleNegativesRankingLoss compares the pairs"):
+        TrainSentenceTransformer("A", str(tiny_encoder)).train(**columns("anchor", "positive"), batch_size=1)
+    scores = columns("anchor", "positive", "score", as_names=("anchors", "others", "labels"))
+    with pytest.raises(DefinitionError, match="batch_size is 1, but CoSENTLoss compares"):
+        TrainSentenceTransformer("B", str(tiny_encoder)).train(**scores, batch_size=1)

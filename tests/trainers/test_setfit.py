@@ -37,6 +37,7 @@ def test_few_texts_make_a_classifier_as_any_other(session, tiny_encoder, data, t
     history = [each["pair_loss"] for each in trainer.manifest.result["history"] if "pair_loss" in each]
     assert len(history) == 3
     assert trainer.metrics["pair_loss"] == pytest.approx(min(history), abs=1e-5)
+    assert [point["eval_loss"] for point in trainer.curves if "eval_loss" in point] == pytest.approx(history, abs=1e-5)
     assert any("Few-Shot" in citation for citation in trainer.card.citations)
     student = TrainHFClassifier("Student", str(tiny_encoder), device="cpu")
     student.train(**few(data), objective=SoftTargets(trainer), epochs=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
@@ -59,7 +60,7 @@ class LanguageJudge(Judge):
     Raises:
         MethodMisfit: There are no labels, and a model needs prompts.
         DefinitionError: There are no labels, and `rejected` or `generate` need them; or an option is for classifiers.
-        DataError: A prompt or answer is missing, no row fits all the models, or all answers are empty.
+        DataError: A prompt or answer is missing, no row fits all the models, all answers are empty, or a loss is NaN.
     """
 
     kind = "language modelling"
@@ -139,6 +140,12 @@ class LanguageJudge(Judge):
         for start in range(0, len(order), batch_size):
             part = order[start : start + batch_size]
             found.update(zip(part, _answer_losses(model, task, [encoded[row] for row in part]), strict=True))
+        for row, answer in found.items():
+            if math.isnan(answer.nats):
+                raise DataError(
+                    f"The loss of {model!r} for the answer {rows[row][1]!r:.80} is NaN. Check its weights, its dtype "
+                    f"({model.model.dtype}) and how it was trained."
+                )
         return [found[row] for row in range(len(rows))]
 
     def kept(self, answers: Sequence[AnswerLoss]) -> list[float]:

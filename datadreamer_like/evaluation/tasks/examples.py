@@ -63,6 +63,11 @@ class Ragged:
         return self._flat[self.starts[index] : self.starts[index + 1]]
 
 
+def same_rows(first: Ragged | np.ndarray[Any, Any], second: Ragged | np.ndarray[Any, Any]) -> list[bool]:
+    """Returns whether each row of two fields is the same."""
+    return [np.array_equal(first[row], second[row]) for row in range(len(first))]
+
+
 class Examples(Dataset[dict[str, Any]]):
     """Tokenized rows of one task: the values of each row by name, and its index as `row`.
 

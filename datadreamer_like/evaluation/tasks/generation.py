@@ -24,7 +24,7 @@ from datadreamer_like.models.trained.prompt_template import has_template, render
 
 from ..columns import read_rows
 from ..quality import perplexity
-from .examples import Examples, Ragged
+from .examples import Examples, Ragged, same_rows
 from .packing import as_batch, packed_inputs
 from .task import Batch, Measure, Task, row_limit, run_model, tokenize
 
@@ -288,13 +288,7 @@ class Preferences(CausalLM):
         """Reads prompts and both answers, and refuses training rows where they never differ; see `Task.encode`."""
         examples = super().encode(columns, path)
         _, chosen, rejected = (examples.fields[name] for name in Preferences.fields)
-        names = list(columns)[1:3]
-        same = (np.array_equal(chosen[row], rejected[row]) for row in range(len(examples)))
-        if names[0].startswith("train") and all(same):
-            raise DataError(
-                f"{' and '.join(names)} are the same in every row, after cutting at {self.max_length:,} tokens, so "
-                "there is nothing to learn. Pass two columns of different answers, or raise max_length."
-            )
+        self.refuse_same(same_rows(chosen, rejected), list(columns)[1:3])
         return examples
 
     def cut(self, rows: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, tuple[list[Any], ...] | None]]:

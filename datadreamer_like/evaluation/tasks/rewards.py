@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -12,7 +13,10 @@ from datadreamer_like.distillation import Outputs
 from datadreamer_like.distillation.teacher import eval_mode
 from datadreamer_like.distillation.tokens import padded_inputs
 from datadreamer_like.errors import MethodMisfit
+from datadreamer_like.graph.output import Column
 
+from ..columns import check_varied
+from .examples import Examples
 from .generation import CausalLM, Preferences
 from .task import Batch, Measure, row_limit, run_model
 
@@ -54,6 +58,14 @@ class RewardScores(CausalLM):
     """Prompts, answers and the score of each; logits are [batch, 1], the labels the scores [batch]."""
 
     fields: ClassVar[tuple[str, ...]] = ("input_ids", "numbers")
+
+    def encode(self, columns: Mapping[str, Column], path: Path) -> Examples:
+        """Reads prompts, answers and scores, and refuses training rows of one score; see `Task.encode`."""
+        examples = super().encode(columns, path)
+        numbers, *_, name = examples.fields["numbers"], *columns
+        if name.startswith("train"):  # errors of one score can be measured
+            check_varied((float(numbers[row][0]) for row in range(len(examples))), name)
+        return examples
 
     def cut(self, rows: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, tuple[list[Any], ...] | None]]:
         """Tokenizes prompts and answers; see `Generation.cut`."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+import numpy as np
 import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
@@ -29,6 +31,8 @@ from datadreamer_like.models.trained.model_facts import model_max_length
 from .examples import Examples
 
 Batch = dict[str, torch.Tensor]
+
+logger = logging.getLogger("datadreamer_like")
 
 _GIVEN = {"logits", "hidden_states", "attentions", "projections"}
 _TRAINERS = {"generation": "TrainHFFineTune", "masked": "TrainHFMaskedLM", "classification": "TrainHFClassifier"}
@@ -147,6 +151,25 @@ class Task(ABC):
                 f"The objective needs {' and '.join(missing)}, but models for {cls.kind} give "
                 f"{', '.join(sorted(_GIVEN))} here. Choose another objective, or another trainer."
             )
+
+    def refuse_same(self, same: Sequence[bool] | np.ndarray[Any, Any], names: Sequence[str]) -> None:
+        """Raises `DataError` if two arguments, of which a row is to tell the difference, are the same in every row.
+
+        `same` says so for each row, after tokenizing. Fewer rows, and validation rows, are counted in a warning.
+        """
+        count, train = int(np.count_nonzero(same)), names[0].startswith("train")
+        if not count:
+            return
+        pair, cut = " and ".join(names), f"after cutting at {self.max_length:,} tokens"
+        if train and count == len(same):
+            raise DataError(
+                f"{pair} are the same in every row, {cut}, so there is nothing to learn. Pass two columns of different "
+                "texts, or raise max_length."
+            )
+        logger.warning(
+            "%s are the same in %s of %s rows, %s: these %s nothing.",
+            pair, f"{count:,}", f"{len(same):,}", cut, "teach" if train else "measure",
+        )  # fmt: skip
 
     def refuse_long(self, too_long: Mapping[int, int], name: str) -> None:
         """Raises `DataError` if any row of the argument `name` is too long; `too_long` has their numbers of tokens."""

@@ -16,8 +16,8 @@ from datadreamer_like.distillation.tokens import padded_inputs
 from datadreamer_like.errors import ArgumentTypeError, DataError, MethodMisfit
 from datadreamer_like.graph.output import Column
 
-from ..columns import read_rows
-from .examples import Examples, Ragged
+from ..columns import check_varied, read_rows
+from .examples import Examples, Ragged, same_rows
 from .task import Batch, Measure, Task, tokenize
 
 Targets = Callable[[Mapping[str, Column], Path], np.ndarray[Any, Any]]
@@ -68,6 +68,7 @@ class Texts(Task):
                 if scores:
                     numbers += [_number(row[-1], scores, seen + index) for index, row in enumerate(part)]
                 seen += len(part)
+        self._check_learnable(fields, names, numbers, scores)
         found: dict[str, Any] = dict(fields)
         if scores:
             found["target"] = np.asarray(numbers, dtype=np.float32)
@@ -75,6 +76,24 @@ class Texts(Task):
             found["target"] = self.targets({name: columns[name] for name in names}, path.with_suffix(".targets"))
         lengths = np.max([field.lengths for field in fields.values()], axis=0)
         return Examples(found, lengths if self.alike else np.ones_like(lengths))
+
+    def _check_learnable(
+        self, fields: Mapping[str, Ragged], names: Sequence[str], numbers: Sequence[float], scores: str
+    ) -> None:
+        """Refuses training rows that differ in nothing that is compared; see `Task.refuse_same`.
+
+        Pairs without numbers may be of a text and itself: dropout makes their embeddings differ.
+        """
+        if scores:
+            check_varied(numbers, scores)
+        if len(names) < 2:
+            return
+        *_, first, second = fields.values()
+        if scores or len(names) > 2:
+            self.refuse_same(same_rows(first, second), names[-2:])
+        else:
+            for name, field in zip(names, fields.values(), strict=True):
+                check_varied((field[row].tobytes() for row in range(len(field))), name)
 
     def _ids(self, texts: list[str], name: str, start: int) -> list[list[int]]:
         ids = tokenize(self.tokenizer, texts, max_length=self.max_length if self.truncate else None)

@@ -20,6 +20,7 @@ from datadreamer_like.models.trained.model_facts import task_of
 from datadreamer_like.models.trained.spans import Span, check_fast, spans_of_tags, tag_names, tags_of_spans, units_of
 
 from ..columns import read_rows
+from ..labels import warn_of_spellings
 from ..quality import span_scores
 from ..soft_labels import FloatArray
 from .examples import Examples, Ragged
@@ -272,4 +273,5 @@ def find_span_labels(columns: Mapping[str, Column], *, optional: bool = False) -
             row += 1
     if given and not found:
         raise LabelError(f"{tuple(columns)[-1]} has no span in any row, so there is nothing to learn.")
+    warn_of_spellings(found, tuple(columns)[-1])
     return tag_names(sorted(found)) if found else ()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,14 @@ from datadreamer_like.errors import did_you_mean, with_article
 
 _NAME = "config.json"
 _ADAPTER_NAME = "adapter_config.json"
+_UNKNOWN_KIND = re.compile(
+    r"Unrecognized configuration class <class '(?:\w+\.)*(\w+)'> for this kind of AutoModel: (\w+)"
+)
+_OF_TRAINERS = {
+    "datadreamer_linear": "TrainLinearClassifier",
+    "datadreamer_static": "TrainStaticClassifier",
+    "datadreamer_embedding": "TrainEmbeddingClassifier or TrainSetFitClassifier",
+}
 _WRITES = ("CAUSAL_LM", "SEQ_2_SEQ_LM")
 """What peft calls the tasks of language models."""
 
@@ -46,6 +55,28 @@ def adapter_alone(folder: Path, name: str | None = None) -> str | None:
             "with the tokenizer. A trainer of this package exports the whole model with export(to=folder)."
         )
     return f"{named} holds only an adapter, which was trained on {base}, and works only with it. {advice}"
+
+
+def wrong_kind(folder: Path | None, name: str, error: str) -> str | None:
+    """Returns that the model `name` is of a kind that cannot be loaded as was tried; None if that is not the reason.
+
+    `folder` has its files, None for one on the Hub; `error` is the message of transformers.
+    """
+    try:
+        config = {} if folder is None else json.loads((folder / _NAME).read_text(encoding="utf-8"))
+        kind = config.get("model_type")
+    except (OSError, ValueError, AttributeError):
+        kind = None
+    found = _UNKNOWN_KIND.search(error)
+    if found is None and kind != "datadreamer_linear":
+        return None
+    if kind in _OF_TRAINERS:
+        return (
+            f"{name} is what a {_OF_TRAINERS[kind]} trained, which can be loaded only as a classifier. Choose a "
+            "transformer to start from."
+        )
+    what = "model" if found is None else f"{found[2]} for {found[1]}"
+    return f"{name} cannot be loaded for this: transformers has no {what}. Choose a model for this task."
 
 
 def config_fault(folder: Path) -> str | None:

@@ -19,6 +19,7 @@ from datadreamer_like.errors import (
     DataError,
     DefinitionError,
     HubError,
+    MethodMisfit,
     MissingExtra,
     StorageError,
     UnknownModel,
@@ -28,7 +29,7 @@ from datadreamer_like.storage.digests import file_digest
 from ..exports.report import graph_misfit, runtime_of
 from ..llms.gguf import read_gguf_header
 from ..quiet import quiet
-from .config_faults import adapter_alone, config_fault
+from .config_faults import adapter_alone, config_fault, wrong_kind
 from .model_files import check_saved_files, damage_of, files_identity, model_folder
 
 HOW_FETCHED = frozenset({"token", "cache_dir", "local_files_only"})
@@ -195,7 +196,7 @@ def loading(source: HFSource, *, weights: bool = False) -> Iterator[None]:
     Raises:
         StorageError: A file is damaged, was changed after it was saved, or lacks weights.
         UnknownModel: There is no model, or a file of it is missing.
-        MethodMisfit: The folder holds a graph of ONNX Runtime.
+        MethodMisfit: The folder holds a graph of ONNX Runtime, or a model of a kind that cannot be loaded as this one.
         HubError: The model is not here, and the Hub is unavailable.
         DataError: `config.json` has a wrong value, or the files do not fit each other.
         MissingExtra: A package that loads weights of this form is not installed.
@@ -256,7 +257,9 @@ def forget_gguf(model: Any) -> None:
 
 
 def _fault(source: HFSource, error: Exception) -> DataDreamerError | None:
-    """Returns what is wrong with a model's config, or that a repository holds only an adapter; None if neither is."""
+    """Returns what is wrong with a model's config, or that its kind or an adapter alone is; None if none of it is."""
+    if reason := wrong_kind(source.folder, source.name, str(error)):
+        return MethodMisfit(reason)
     if source.folder is None:
         fetched = _hub_folder(source.name, "adapter_config.json") if "model_type" in str(error) else None
         reason = None if fetched is None else adapter_alone(fetched, source.name)

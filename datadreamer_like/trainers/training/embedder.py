@@ -121,11 +121,14 @@ class EmbedderTrainer(HFTrainer):
         """Returns the student to start from, which has only some layers where `layers` says so."""
         options = self.load_options()
         if self.layers is None:
-            return load_student(self.source, options)
+            with loading(self._origin, weights=True):
+                return load_student(self.source, options)
         # Codes are not cut, so the layers are, before the others are quantized.
         quantization = options.pop("quantization_config", None)
         try:
-            student = cut_layers(load_student(self.source, options), self.layers)
+            with loading(self._origin, weights=True):
+                whole = load_student(self.source, options)
+            student = cut_layers(whole, self.layers)
         except (MethodMisfit, DefinitionError) as error:
             raise type(error)(f'"{self.name}": layers={self.layers} cannot be kept: {error}') from error
         if quantization is None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from datadreamer_like.evaluation.tasks.rewards import check_reward_model, reward
 from datadreamer_like.models.trained.model_node import ModelNode, as_trained_model
 from datadreamer_like.models.trained.trained_model import TrainedModel
 
+logger = logging.getLogger("datadreamer_like")
+
 RewardModel = Any
 """A `TrainHFRewardModel`, another trainer or stage, a `TrainedModel`, a folder or an id on the Hub, a transformers
 model (with a `reward_model_tokenizer`), or a function. A function takes the texts, each a prompt with its generation,
@@ -25,10 +28,14 @@ or as two parameters the prompts and the generations; it returns one number for 
 
 @dataclass(frozen=True)
 class Reward:
-    """A checked reward: `scorer` is what decides it, a function, a `TrainedModel` or a `TeacherModel`."""
+    """A checked reward: `scorer` is what decides it, a function, a `TrainedModel` or a `TeacherModel`.
+
+    `given` has the lowest and the highest reward until now, and of how many.
+    """
 
     scorer: Any
     name: str
+    given: dict[str, float] = field(default_factory=dict, compare=False)
 
     @classmethod
     def of(cls, reward_model: RewardModel, tokenizer: Any, name: str) -> Reward:
@@ -73,7 +80,7 @@ class Reward:
             ArgumentTypeError, DataError: A function returned something else, or a number that is not finite.
         """
         if self.is_model:
-            return rewards_of(self.scorer.model, self.scorer.tokenizer, prompts, generations)
+            return self._noted(rewards_of(self.scorer.model, self.scorer.tokenizer, prompts, generations))
         what = f'"{self.name}": the reward function'
         if _parameters(self.scorer, what) > 1:
             found = self.scorer(list(prompts), list(generations))
@@ -90,6 +97,22 @@ class Reward:
         wrong = next((index for index, value in enumerate(rewards) if not math.isfinite(value)), None)
         if wrong is not None:
             raise DataError(f"{what} returned {rewards[wrong]} for {generations[wrong]!r:.80}; it must be finite.")
+        return self._noted(rewards)
+
+    def warn_if_constant(self) -> None:
+        """Warns if all answers had one reward, which tells none of them from the others."""
+        if self.given and self.given["lowest"] == self.given["highest"]:
+            logger.warning(
+                '"%s": the reward was %g for all %s answers, so nothing was learned from it. Check the reward, or give '
+                "prompts of which the model answers some better than others.",
+                self.name, self.given["lowest"], f"{int(self.given['count']):,}",
+            )  # fmt: skip
+
+    def _noted(self, rewards: list[float]) -> list[float]:
+        given = self.given
+        given["lowest"] = min([*rewards, given.get("lowest", math.inf)])
+        given["highest"] = max([*rewards, given.get("highest", -math.inf)])
+        given["count"] = given.get("count", 0) + len(rewards)
         return rewards
 
 

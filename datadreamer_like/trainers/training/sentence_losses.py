@@ -61,7 +61,10 @@ def loss_of(how: Mapping[str, Any], model: Any, projection: int | None) -> nn.Mo
 
 
 def evaluator_for(kind: str, columns: Mapping[str, Column], batch_size: int) -> Any:
-    """Returns what measures a model on the validation rows besides the loss; None for a teacher's embeddings."""
+    """Returns what measures a model on the validation rows besides the loss; None for a teacher's embeddings.
+
+    It is None for equal scores, too.
+    """
     quiet: dict[str, Any] = {"write_csv": False, "show_progress_bar": False, "batch_size": 2 * batch_size}
     if kind == "teacher":
         return None
@@ -71,6 +74,8 @@ def evaluator_for(kind: str, columns: Mapping[str, Column], batch_size: int) -> 
         return evaluation.TripletEvaluator(anchors=parts[0], positives=parts[1], negatives=parts[2], **quiet)
     if kind == "labeled pairs":
         scores = [float(score) for score in parts[2]]
+        if len({*scores}) < 2:  # nothing to correlate with; `Texts` warns of it
+            return None
         return evaluation.EmbeddingSimilarityEvaluator(parts[0], parts[1], scores, **quiet)
     documents = {text: str(index) for index, text in enumerate(dict.fromkeys(parts[1]))}
     wanted: dict[str, set[str]] = {}
