@@ -3,33 +3,36 @@
 from __future__ import annotations
 
 import gc
-import importlib
 import logging
 import os
 import pickle
-import socket
-import subprocess
-import sys
-import tempfile
 import threading
 import traceback
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
 from typing import Any, ClassVar
 
-from datadreamer_like.errors import AuthenticationFailed, DataDreamerError, DefinitionError, SessionError, require_extra
+from datadreamer_like.errors import (
+    AuthenticationFailed,
+    DataDreamerError,
+    DefinitionError,
+    SessionError,
+    StepOutputTypeError,
+    require_extra,
+)
 
 from .engine import B, Engine, R
+from .ray_cluster import connect, disconnect, imported_ray, start_cluster
 from .tracebacks import is_of_user, shown_frames
 from .usage import Usage, counting, current_usage
+
+logger = logging.getLogger("datadreamer_like")
 
 _MOST_DEATHS = 5  # at a batch: a few workers may be ended from outside during it, more die of its rows
 _MOST_AHEAD = 8  # results a worker makes before those of an earlier batch are read
 _MOST_RUNS = 32  # that share a worker: of steps that run side by side, and of lazy operations whose rows they read
-_QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 
 
 @dataclass(eq=False)
@@ -38,10 +41,12 @@ class RayEngine(Engine):
 
     Only work on batches of rows is sent to workers: `process` of a step, the functions of `map` and `filter`, prompts,
     embeddings. Rows, their order and all fingerprints are those of a run without Ray. A worker that dies is replaced
-    and its batch done again, which fails once five have died at the same batch; answers of models are on disk as they
-    come, so only those in flight are asked for again.
+    and its batch done again, which fails once five have died at the same batch, or one after another as they start;
+    answers of models are on disk as they come, so only those in flight are asked for again.
 
     Ctrl-C ends a script within two seconds. Answers that were received are kept.
+
+    What functions print is in Ray's logs. An error whose class cannot be pickled is raised as a RuntimeError.
 
     All workers must see the session's folder on one file system that supports locks. Keys of providers are never sent:
     workers take them from their own environment.
@@ -75,6 +80,9 @@ class RayEngine(Engine):
     _is_own: ClassVar[bool] = False
     """Whether the cluster that this process is connected to was started by an engine, for its sessions alone."""
 
+    _used_in: ClassVar[int | None] = None
+    """The process in which a session on Ray was first opened, here or in one from which this one was forked."""
+
     def __post_init__(self) -> None:
         require_extra("ray", "ray", what="RayEngine")
         for name, value in {"num_workers": self.num_workers, "batch_size": self.batch_size}.items():
@@ -85,16 +93,20 @@ class RayEngine(Engine):
 
     def open(self, enter: Callable[[], None]) -> None:
         """Connects to the cluster, or starts one; it must have room for a worker."""
-        ray = _ray()
+        if RayEngine._used_in not in (None, os.getpid()):
+            raise SessionError(
+                "Ray does not work in a process that was forked from one in which it worked. Start the process "
+                'without a fork: multiprocessing.get_context("spawn").Process(...).'
+            )
+        RayEngine._used_in = os.getpid()
+        ray = imported_ray()
         self._enter: bytes = ray.cloudpickle.dumps(enter)
         if not ray.is_initialized():
-            with _environment(), _without_notice():
-                RayEngine._is_own = self.address is None
-                if self.address is None:
-                    cores = max(os.cpu_count() or 1, int(self.num_workers * self.num_cpus))
-                    ray.init(num_cpus=cores, include_dashboard=False, **_QUIET)
-                else:
-                    self._connect(self.address)
+            RayEngine._is_own = self.address is None
+            if self.address is None:
+                start_cluster(max(os.cpu_count() or 1, int(self.num_workers * self.num_cpus)))
+            else:
+                connect(self.address, self.timeout)
             self._connected = True
         # Idle workers hold cores that others may wait for, and only the end of a process is certain to free a GPU.
         self._workers = _Workers(self._started, kept=RayEngine._is_own and not self.num_gpus)
@@ -110,19 +122,17 @@ class RayEngine(Engine):
         """Disconnects from the cluster, and ends it if it was started for the session."""
         self._workers.end()
         if self._connected:
-            if RayEngine._is_own:
-                _end_autoscaler()
-            _ray().shutdown()
+            disconnect(RayEngine._is_own)
             self._connected = RayEngine._is_own = False
 
     def batches(
         self, process: Callable[[Iterator[B]], Iterator[R]], batches: Iterable[B], what: str, parts: Mapping[str, Any]
     ) -> Iterator[R]:
         """Applies a function to each batch in a worker; one that cannot be sent there is refused before any is read."""
-        dumps: Callable[[object], bytes] = _ray().cloudpickle.dumps
+        dumps: Callable[[object], bytes] = imported_ray().cloudpickle.dumps
         usage = current_usage()
         try:
-            payload = dumps((process, usage.retries))
+            payload = dumps((process, what, usage.retries))
         except Exception as error:
             faults = []
             for name, value in parts.items():
@@ -137,66 +147,24 @@ class RayEngine(Engine):
         return self._run(payload, batches, what, usage)
 
     def _run(self, payload: bytes, batches: Iterable[B], what: str, usage: Usage) -> Iterator[R]:
-        ray = _ray()
-        run, work = next(self._runs), [ray.put(payload)]  # in a list: a worker reads it once, not with each batch
-        workers = self._workers
-        free = deque(range(max(1, min(self.num_workers, self._room()))))
-        most_made = _MOST_AHEAD * len(free)
         given = (_Batch(index, pickle.dumps(batch)) for index, batch in enumerate(batches))
-        again: deque[_Batch] = deque()
-        running: dict[Any, tuple[int, Any, _Batch]] = {}
-        made: dict[int, bytes] = {}
-        workers.begin()
-        try:
-            for wanted in count():
-                while wanted not in made:
-                    while free and (again or len(made) < most_made):
-                        batch = again.popleft() if again else next(given, None)
-                        if batch is None:
-                            break
-                        place = free.popleft()
-                        worker = workers.at(place)
-                        running[worker.work.remote(run, work, batch.rows)] = place, worker, batch
-                    if not running:
-                        return
-                    (done,), _ = ray.wait(list(running), num_returns=1)
-                    place, worker, batch = running.pop(done)
-                    free.append(place)
-                    try:
-                        made[batch.index] = ray.get(done)
-                    except ray.exceptions.RayTaskError:
-                        raise
-                    except ray.exceptions.RayError as error:
-                        workers.drop(place, worker)
-                        again.append(batch.after_death(what, error))
-                results, counts, failure = pickle.loads(made.pop(wanted))
-                usage.add(**counts)
-                if failure is not None:
-                    raise failure
-                yield from results
-        finally:
-            workers.forget(run, {place for place, _, _ in running.values()})
+        places = max(1, min(self.num_workers, self._room()))
+        run = _Run(next(self._runs), payload, given, what, self._workers, places, self.timeout)
+        for made in run.results():
+            results, counts, failure = pickle.loads(made)
+            usage.add(**counts)
+            if failure is not None:
+                raise failure
+            yield from results
 
     def _started(self) -> Any:
         """Starts a worker."""
         options = {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus, "max_concurrency": _MOST_RUNS}
-        return _ray().remote(**options)(_Worker).remote(self._enter)
-
-    def _connect(self, address: str) -> None:
-        refused = SessionError(
-            f"No Ray cluster answers at {address}. Start one with `ray start --head`, correct the address, or leave it "
-            "out to run on this machine."
-        )
-        if address != "auto" and not _answers(address, self.timeout):
-            raise refused
-        try:
-            _ray().init(address=address, **_QUIET)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise refused from error
+        return imported_ray().remote(**options)(_Worker).remote(self._enter)
 
     def _room(self) -> int:
         """Returns how many workers the cluster has room for; more would wait forever."""
-        found = _ray().cluster_resources()
+        found = imported_ray().cluster_resources()
         shares = {"CPU": self.num_cpus, "GPU": self.num_gpus}
         room = (int(found.get(name, 0) // share) for name, share in shares.items() if share)
         return min(room, default=self.num_workers)
@@ -220,6 +188,102 @@ class _Batch:
                 "engine's batch_size, or give workers more memory."
             ) from error
         return self
+
+
+class _Run:
+    """A function that is applied to batches in workers, as far as its results are read.
+
+    A worker answers before it is given a batch: it may have died while it was idle, or wait for cores that others use.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        payload: bytes,
+        given: Iterator[_Batch],
+        what: str,
+        workers: _Workers,
+        places: int,
+        patience: float,
+    ) -> None:
+        self._index = index
+        self._payload = [imported_ray().put(payload)]  # in a list: a worker reads it once, not with each batch
+        self._given = given
+        self._what = what
+        self._workers = workers
+        self._patience: float | None = patience
+        self._most_made = _MOST_AHEAD * places
+        self._waiting: deque[_Batch] = deque()
+        self._made: dict[int, bytes] = {}
+        self._unasked = deque(range(places))
+        self._asked: dict[Any, tuple[int, Any]] = {}
+        self._free: deque[tuple[int, Any]] = deque()
+        self._busy: dict[Any, tuple[int, Any, _Batch]] = {}
+        self._deaths: Counter[int] = Counter()  # at the start of a place's worker, one after another
+
+    def results(self) -> Iterator[bytes]:
+        """Yields what is made of each batch, in their order."""
+        self._workers.begin()
+        try:
+            for wanted in count():
+                while wanted not in self._made:
+                    self._give()
+                    if not self._busy and not self._waiting:
+                        return
+                    self._take()
+                yield self._made.pop(wanted)
+        finally:
+            self._workers.forget(self._index, {place for place, _, _ in self._busy.values()})
+
+    def _give(self) -> None:
+        """Gives batches to all workers that are free, and asks others whether they are."""
+        while self._free or self._unasked:
+            if len(self._waiting) <= (0 if self._free else len(self._asked)):
+                batch = next(self._given, None) if len(self._made) < self._most_made else None
+                if batch is None:
+                    return
+                self._waiting.append(batch)
+            if self._free:
+                place, worker = self._free.popleft()
+                batch = self._waiting.popleft()
+                self._busy[worker.work.remote(self._index, self._payload, batch.rows)] = place, worker, batch
+            else:
+                place = self._unasked.popleft()
+                worker = self._workers.at(place)
+                self._asked[worker.answer.remote()] = place, worker
+
+    def _take(self) -> None:
+        """Waits until a worker has done something."""
+        ray = imported_ray()
+        patience = None if self._busy else self._patience
+        found, _ = ray.wait([*self._busy, *self._asked], num_returns=1, timeout=patience)
+        if not found:
+            logger.warning("%s: waits until the Ray cluster starts a worker; others may use its cores.", self._what)
+            self._patience = None
+            return
+        (done,) = found
+        place, worker, batch = self._busy.pop(done, None) or (*self._asked.pop(done), None)
+        try:
+            made = ray.get(done)
+        except ray.exceptions.RayTaskError:
+            raise
+        except ray.exceptions.RayError as error:
+            self._workers.drop(place, worker)
+            self._unasked.extend([place, *(idle for idle, _ in self._free)])  # these may have died with it
+            self._free.clear()
+            if batch is not None:
+                self._waiting.appendleft(batch.after_death(self._what, error))
+                return
+            self._deaths[place] += 1
+            if self._deaths[place] == _MOST_DEATHS:
+                raise SessionError(
+                    f"{self._what}: {_MOST_DEATHS} workers died as they started, before they were given rows. {error}"
+                ) from error
+        else:
+            self._free.append((place, worker))
+            self._deaths[place] = 0
+            if batch is not None:
+                self._made[batch.index] = made
 
 
 class _Workers:
@@ -251,54 +315,60 @@ class _Workers:
         """Gives up a worker that died or is out of reach."""
         with self._lock:
             if self._at.get(place) is worker:  # another run that shares it may have been here first
-                _ray().kill(self._at.pop(place))
+                imported_ray().kill(self._at.pop(place))
 
     def forget(self, run: int, busy: Collection[int]) -> None:
         """Frees what workers hold of a run that is over; those still busy with it are ended, if no other run is on."""
         with self._lock:
             self._runs -= 1
-            if not _ray().is_initialized():
+            if not imported_ray().is_initialized():
                 return
             if not self._runs and not self._kept:
                 self.end()
             for place, worker in list(self._at.items()):
                 if place in busy and not self._runs:
-                    _ray().kill(self._at.pop(place))
+                    imported_ray().kill(self._at.pop(place))
                 else:
                     worker.forget.remote(run)
 
     def end(self) -> None:
         """Ends all workers."""
         with self._lock:
-            while self._at and _ray().is_initialized():
-                _ray().kill(self._at.popitem()[1])
+            while self._at and imported_ray().is_initialized():
+                imported_ray().kill(self._at.popitem()[1])
 
 
 class _Worker:
     """What runs in a worker process; the models of a run are loaded once."""
 
     def __init__(self, enter: bytes) -> None:
-        self._enter: bytes | None = enter
+        pickle.loads(enter)()
         self._lock = threading.Lock()
-        self._runs: dict[int, tuple[Callable[[Iterator[Any]], Iterator[Any]], bool]] = {}
+        self._runs: dict[int, tuple[Callable[[Iterator[Any]], Iterator[Any]], str, bool]] = {}
 
     def work(self, run: int, payload: list[Any], rows: bytes) -> bytes:
         """Returns what a run's function makes of a batch, what its models used, and its error, pickled."""
-        dumps: Callable[[object], bytes] = _ray().cloudpickle.dumps
+        dumps: Callable[[object], bytes] = imported_ray().cloudpickle.dumps
         usage = Usage()
         try:
             with self._lock:
-                if self._enter is not None:
-                    pickle.loads(self._enter)()
-                    self._enter = None
                 if run not in self._runs:
-                    self._runs[run] = pickle.loads(_ray().get(payload[0]))
-            process, usage.retries = self._runs[run]
+                    self._runs[run] = pickle.loads(imported_ray().get(payload[0]))
+            process, what, usage.retries = self._runs[run]
             with counting(usage):
                 made = list(process(iter([pickle.loads(rows)])))
-            return dumps((made, usage.of_models(), None))
+            try:
+                return dumps((made, usage.of_models(), None))
+            except Exception as error:
+                raise StepOutputTypeError(
+                    f"{what} returned what a Ray worker cannot send to the script ({error}). Return texts, numbers, "
+                    "dates, lists or dictionaries."
+                ) from error
         except BaseException as error:  # Ray would wrap it, or end the worker; the script is to see the error itself
             return dumps(([], usage.of_models(), _sent(error)))
+
+    def answer(self) -> None:
+        """Returns, which shows that the worker runs."""
 
     def forget(self, run: int) -> None:
         """Frees the models of a run that is over."""
@@ -315,69 +385,12 @@ def _sent(error: BaseException) -> BaseException:
         frames = shown_frames(error, trace) if is_of_user(trace) else traceback.extract_tb(trace)
         error.add_note("In a Ray worker:\n" + "".join(traceback.format_list(frames)).rstrip("\n"))
     try:
-        pickle.loads(pickle.dumps(error))
+        pickle.loads(imported_ray().cloudpickle.dumps(error))  # by value: a script's own class is not in the worker
     except Exception:
-        return RuntimeError("".join(traceback.format_exception(error)))
+        sent = RuntimeError(f"{type(error).__name__}: {error}")
+        sent.__notes__ = [
+            *error.__notes__,
+            "An error of this class cannot be pickled, so it is sent as a RuntimeError.",
+        ]
+        return sent
     return error
-
-
-def _answers(address: str, timeout: float) -> bool:
-    """Returns whether a cluster answers; Ray itself would try for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    try:
-        with socket.create_connection((host, int(port)), timeout=min(timeout, 10.0)):
-            pass
-        if address.startswith("ray://"):
-            return True
-        command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
-        return subprocess.run(command, capture_output=True, timeout=timeout, check=False).returncode == 0
-    except (OSError, ValueError, subprocess.TimeoutExpired):
-        return False
-
-
-def _end_autoscaler() -> None:
-    """Ends the autoscaler of a cluster on this machine, for which Ray would wait a second as it shuts down."""
-    import psutil
-
-    folder = os.path.join(os.path.dirname(_ray().__file__), "autoscaler")
-    for child in psutil.Process().children():
-        with suppress(psutil.Error):
-            if any(argument.startswith(folder) for argument in child.cmdline()):
-                child.kill()
-
-
-def _ray() -> Any:
-    """Imports Ray, which takes seconds, without its way to show errors."""
-    hook = sys.excepthook
-    ray: Any = importlib.import_module("ray")
-    sys.excepthook = hook
-    return ray
-
-
-@contextmanager
-def _environment() -> Iterator[None]:
-    """Sets what workers of a new cluster inherit: where the script found its modules, and no reports on each actor."""
-    wanted = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "RAY_BACKEND_LOG_LEVEL": "fatal"}
-    before = {name: os.environ[name] for name in wanted if name in os.environ}
-    os.environ.update(wanted)
-    try:
-        yield
-    finally:
-        for name in wanted:
-            del os.environ[name]
-        os.environ.update(before)
-
-
-@contextmanager
-def _without_notice() -> Iterator[None]:
-    """Keeps off the terminal the line in which Ray's C++ code says that it found the log level that we set."""
-    terminal = os.dup(2)
-    with tempfile.TemporaryFile() as written:
-        os.dup2(written.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(terminal, 2)
-            os.close(terminal)
-            written.seek(0)
-            os.write(2, b"".join(line for line in written if b"RAY_BACKEND_LOG_LEVEL" not in line))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import random
@@ -190,6 +191,48 @@ def test_a_worker_killed_at_random_costs_at_most_what_it_had_in_flight(tmp_path:
         assert server.seen.total() - len(prompts) <= CONCURRENCY * len(killed)
 
 
+def test_workers_that_died_while_they_were_idle_count_against_no_batch(tmp_path: Path) -> None:
+    def double(row: dict[str, int]) -> dict[str, int]:
+        time.sleep(0.01)  # so that each worker has a batch
+        return {"double": 2 * row["number"]}
+
+    with DataDreamer(tmp_path, engine=RayEngine(num_workers=6, num_cpus=0.1, batch_size=1), verbose=False):
+        rows = DataSource("Rows", {"number": list(range(60))})
+        rows.map(double, lazy=False)
+        killed = workers()
+        assert len(killed) > 5, "as many deaths at a batch end a run"
+        for worker in killed:
+            worker.kill()
+        one = rows.take(1, lazy=False)
+        assert list(one.map(double, lazy=False).output["double"]) == [0]
+
+
+def test_a_step_runs_on_the_workers_that_a_cluster_has_room_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ray = importlib.import_module("ray")
+
+    @ray.remote
+    class Holder:
+        def holds(self) -> bool:
+            return True
+
+    cores = int(ray.cluster_resources()["CPU"])
+    holders = [Holder.options(num_cpus=cores - 1).remote(), Holder.options(num_cpus=1).remote()]
+    assert all(ray.get([holder.holds.remote() for holder in holders]))
+    try:
+        with DataDreamer(tmp_path, engine=RayEngine(num_workers=cores, batch_size=1, timeout=0.1), verbose=False):
+            rows = DataSource("Rows", {"number": list(range(9))})
+            releases = threading.Timer(0.5, lambda: ray.kill(holders[1]))  # of one core, the other ones stay held
+            releases.start()
+            step = rows.map(lambda row: {"double": 2 * row["number"]}, lazy=False)
+            assert list(step.output["double"]) == [2 * number for number in range(9)]
+            assert "waits until the Ray cluster starts a worker" in caplog.text
+    finally:
+        for holder in holders:
+            ray.kill(holder)
+
+
 def test_a_function_that_cannot_be_sent_is_named_before_anything_is_asked(tmp_path: Path) -> None:
     lock = threading.Lock()
 
@@ -213,6 +256,13 @@ def test_a_function_that_cannot_be_sent_is_named_before_anything_is_asked(tmp_pa
 
 
 def test_an_error_in_a_worker_is_the_error_that_a_local_run_raises(tmp_path: Path) -> None:
+    class OwnError(Exception):
+        """An error of a class that workers cannot import, as one of a script."""
+
+    class TwoParts(Exception):
+        def __init__(self, first: str, second: str) -> None:
+            super().__init__(f"{first} and {second}")
+
     with DataDreamer(tmp_path, engine="ray", verbose=False):
         rows = DataSource("Rows", {"text": ["1", "2", "x"]})
         with pytest.raises(ValueError, match="invalid literal") as caught:
@@ -221,6 +271,19 @@ def test_an_error_in_a_worker_is_the_error_that_a_local_run_raises(tmp_path: Pat
         frames = caught.value.__notes__[-1]
         assert "test_ray.py" in frames
         assert "row_functions.py" not in frames
+
+        def refuses(row: dict[str, str]) -> dict[str, str]:
+            raise OwnError("it is refused")
+
+        def fails_in_two_parts(row: dict[str, str]) -> dict[str, str]:
+            raise TwoParts("here", "there")
+
+        with pytest.raises(OwnError, match="it is refused"):
+            rows.map(refuses, lazy=False)
+        with pytest.raises(RuntimeError, match="TwoParts: here and there"):  # as pickle cannot make it again
+            rows.map(fails_in_two_parts, lazy=False)
+        with pytest.raises(StepOutputError, match=r'map of "Rows" returned what a Ray worker cannot send.*generator'):
+            rows.map(lambda row: {"parts": (part for part in row["text"])}, lazy=False)
         with pytest.raises(
             StepOutputError, match=r'"Halves": process\(\) returned 2 values of "shouts" for the 3 rows'
         ):
@@ -258,7 +321,7 @@ def test_the_same_workers_serve_all_steps_of_a_session_and_end_with_it(tmp_path:
         assert list(both.output["sum"]) == [4 * number for number in range(40)]
         made_by = [both.output[name] for name in ("a made by", "c made by", "d made by", "made by")]
         pids = {pid for processes in made_by for pid in processes} - {os.getpid()}
-        assert len(pids) == 2
+        assert len(pids) in {1, 2}, "one may have made all rows before the other had started"
         of_the_script = [list(processes).count(os.getpid()) for processes in made_by]
         assert of_the_script == [0, 1, 1, 0], "the first row of a lazy map shows its columns"
         with pytest.raises(SystemExit, match="7"):
