@@ -9,7 +9,8 @@ import pickle
 import threading
 import traceback
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import count
 from typing import Any, ClassVar
@@ -150,12 +151,13 @@ class RayEngine(Engine):
         given = (_Batch(index, pickle.dumps(batch)) for index, batch in enumerate(batches))
         places = max(1, min(self.num_workers, self._room()))
         run = _Run(next(self._runs), payload, given, what, self._workers, places, self.timeout)
-        for made in run.results():
-            results, counts, failure = pickle.loads(made)
-            usage.add(**counts)
-            if failure is not None:
-                raise failure
-            yield from results
+        with closing(run.results()) as every:
+            for made in every:
+                results, counts, failure = pickle.loads(made)
+                usage.add(**counts)
+                if failure is not None:
+                    raise failure
+                yield from results
 
     def _started(self) -> Any:
         """Starts a worker."""
@@ -221,7 +223,7 @@ class _Run:
         self._busy: dict[Any, tuple[int, Any, _Batch]] = {}
         self._deaths: Counter[int] = Counter()  # at the start of a place's worker, one after another
 
-    def results(self) -> Iterator[bytes]:
+    def results(self) -> Generator[bytes, None, None]:
         """Yields what is made of each batch, in their order."""
         self._workers.begin()
         try:
