@@ -115,7 +115,7 @@ def sparse_and_label_loss(
             "describe the same positions."
         )
     kept = torch.ones(shape, dtype=torch.bool, device=student_logits.device) if mask is None else mask.bool()
-    rows = kept.flatten().nonzero()[:, 0]
+    rows = None if kept.all() else kept.flatten().nonzero()[:, 0]
     ids, log_q, rest = targets.ids[kept], targets.log_probs[kept], targets.rest[kept]
     precise = student_logits.dtype if student_logits.dtype == torch.float64 else torch.float32
     log_q, rest = log_q.to(precise), rest.to(precise)
@@ -161,17 +161,17 @@ def check_targets(rule: str, temperatures: Sequence[float], temperature: float, 
 class _LogProbs(torch.autograd.Function):
     """The student's log-probabilities: of listed tokens [rows, k], of all others together, and of labels at T = 1.
 
-    Shapes: logits [positions, vocabulary], `rows` [rows] the positions that count, `ids` and `unused` [rows, k], labels
-    [rows] or None. Where the others are wanted they are summed by themselves: 1 minus the listed ones would lose all
-    digits of a small rest. Exponentials of the higher temperature serve T = 1 and T, as their
-    powers.
+    Shapes: logits [positions, vocabulary], `rows` [rows] the positions that count, None for all, which copies less,
+    `ids` and `unused` [rows, k], labels [rows] or None. Where the others are wanted they are summed by themselves: 1
+    minus the listed ones would lose all digits of a small rest. Exponentials of the higher temperature serve T = 1 and
+    T, as their powers.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
         logits: Tensor,
-        rows: Tensor,
+        rows: Tensor | None,
         ids: Tensor,
         unused: Tensor,
         labels: Tensor | None,
@@ -181,9 +181,9 @@ class _LogProbs(torch.autograd.Function):
         dtype = logits.dtype if logits.dtype == torch.float64 else torch.float32
         shared = temperature if labels is None else max(1.0, temperature)
         listed = torch.empty(ids.shape, dtype=dtype, device=logits.device)
-        top, others, others_1, label = (torch.zeros(len(rows), dtype=dtype, device=logits.device) for _ in range(4))
-        for part in _parts(len(rows), logits):
-            z_BV = logits[rows[part]].to(dtype)
+        top, others, others_1, label = (torch.zeros(len(ids), dtype=dtype, device=logits.device) for _ in range(4))
+        for part in _parts(len(ids), logits):
+            z_BV = _rows_of(logits, rows, part).to(dtype, copy=True)
             listed[part] = z_BV.gather(1, ids[part])
             if labels is not None:
                 label[part] = z_BV.gather(1, labels[part, None])[:, 0]
@@ -226,21 +226,26 @@ class _LogProbs(torch.autograd.Function):
         own = all_p[:, None] * (listed / temperature - total[:, None]).exp()
         if labels is not None:
             own -= grad_label[:, None] * (listed - total_1[:, None]).exp()
-        found = torch.zeros_like(logits)
-        for part in _parts(len(rows), logits):
-            z_BV = logits[rows[part]].to(total.dtype)
+        found = torch.empty_like(logits) if rows is None else torch.zeros_like(logits)
+        for part in _parts(len(ids), logits):
+            z_BV = _rows_of(logits, rows, part).to(total.dtype, copy=True)
             _relative(z_BV, top[part], shared)
             if labels is None or temperature == 1:
                 z_BV.mul_((factor if labels is None else factor + factor_1)[part, None])
-            else:
-                power = _power(z_BV, shared) * factor_1[part, None]
-                z_BV = torch.addcmul(power, _power(z_BV, shared / temperature), factor[part, None], out=z_BV)
+            else:  # of the exponents shared / T and shared one is 1
+                exponent, high, low = (
+                    (shared, factor_1, factor) if temperature > 1 else (1 / temperature, factor, factor_1)
+                )
+                z_BV.mul_((_power(z_BV, exponent - 1) * high[part, None]).add_(low[part, None]))
             if ctx.with_rest:  # relative to the others, the listed tokens are of any size
                 z_BV.scatter_(1, ids[part], own[part])
             z_BV.scatter_add_(1, ids[part], grad_p[part])
             if labels is not None:
                 z_BV.scatter_add_(1, labels[part, None], grad_label[part, None])
-            found[rows[part]] = z_BV.to(found.dtype)
+            if rows is None:
+                found[part] = z_BV
+            else:
+                found.index_copy_(0, rows[part], z_BV.to(found.dtype))
         return found, None, None, None, None, None, None
 
 
@@ -254,8 +259,12 @@ def _relative(logits: Tensor, top: Tensor, temperature: float) -> None:
     """Replaces logits by `exp((logits - top) / T)`, in place."""
     logits.sub_(top[:, None])
     if temperature != 1:
-        logits.div_(temperature)
+        logits.mul_(1 / temperature)
     logits.exp_()
+
+
+def _rows_of(logits: Tensor, rows: Tensor | None, part: slice) -> Tensor:
+    return logits[part] if rows is None else logits.index_select(0, rows[part])
 
 
 def _power(values: Tensor, exponent: float) -> Tensor:

@@ -80,12 +80,18 @@ def test_each_rule_is_its_formula(rule, kind, temperature):
 
 
 @pytest.mark.parametrize("rule", ["bucket", "drop", "renormalise"])
-@pytest.mark.parametrize("temperature", [1.0, 2.0])
-def test_gradients_are_those_of_the_plain_formula(rule, temperature):
-    teacher, mask = logits((6, 19), 2), torch.tensor([True, False, True, True, False, True])
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0, 3.0, 4.0])
+@pytest.mark.parametrize("kept", [[True, False, True, True, False, True], [True] * 6], ids=["some", "all"])
+@pytest.mark.parametrize("weight", [None, 0.7], ids=["alone", "with labels"])
+def test_gradients_are_those_of_the_plain_formula(rule, temperature, kept, weight):
+    teacher, mask = logits((6, 19), 2), torch.tensor(kept)
     targets = exact(teacher, 4, rule, temperature)
     student = logits((6, 19), 3).requires_grad_()
-    sparse_divergence(student, targets, temperature=temperature, mask=mask).backward()
+    labels = torch.tensor([3, 1, -100, 7, 18, 0])
+    soft, hard = sparse_and_label_loss(
+        student, targets, None if weight is None else labels, temperature=temperature, mask=mask
+    )
+    (soft + (weight or 0) * hard).backward()
     plain = student.detach().clone().requires_grad_()
     p, q = (plain / temperature).softmax(-1)[mask], (teacher / temperature).softmax(-1)[mask]
     a, b = q.gather(1, targets.ids[mask]), p.gather(1, targets.ids[mask])
@@ -93,7 +99,10 @@ def test_gradients_are_those_of_the_plain_formula(rule, temperature):
         a, b = torch.cat((a, 1 - a.sum(1, True)), 1), torch.cat((b, 1 - b.sum(1, True)), 1)
     elif rule == "renormalise":
         a, b = a / a.sum(1, True), b / b.sum(1, True)
-    ((a * (a.log() - b.log())).sum(1).mean() * temperature**2).backward()
+    expected_hard = torch.nn.functional.cross_entropy(plain[mask], labels[mask])
+    expected_soft = (a * (a.log() - b.log())).sum(1).mean() * temperature**2
+    (expected_soft + (weight or 0) * expected_hard).backward()
+    torch.testing.assert_close(soft.detach(), expected_soft.detach(), rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(student.grad, plain.grad, rtol=1e-9, atol=1e-12)
     assert not student.grad[~mask].any()
 
