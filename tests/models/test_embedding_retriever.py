@@ -17,6 +17,7 @@ from datadreamer_like.models.embedders.embedder import Embedder
 from datadreamer_like.models.embedders.sentence_transformers_embedder import SentenceTransformersEmbedder
 from datadreamer_like.models.retrievers.embedding_retriever import EmbeddingRetriever
 from datadreamer_like.steps import DataSource
+from datadreamer_like.testing import FakeLLM
 
 PETS = ["A kitten sleeps on the sofa.", "The stock market fell today.", "He repaired the old engine."]
 
@@ -218,6 +219,12 @@ def test_a_lazy_column_is_a_corpus(tmp_path):
         saved = EmbeddingRetriever([str(n) for n in range(30)], Drawn("drawn")).run(["100", "101"], k=3)
         assert found == saved
         assert retriever.parents == [lazy.step]
+
+
+def test_what_is_no_embedder_is_refused_when_it_is_given():
+    for wrong in ("sentence-transformers/all-MiniLM-L6-v2", FakeLLM()):
+        with pytest.raises(ArgumentTypeError, match="takes an embedder"):
+            EmbeddingRetriever(["text"], wrong)
 
 
 def test_an_index_type_that_is_no_text_is_refused():
