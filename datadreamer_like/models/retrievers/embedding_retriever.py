@@ -101,7 +101,8 @@ class EmbeddingRetriever(IndexedRetriever):
             raise ArgumentTypeError(f'index_type must be a name of FAISS such as "HNSW32", not {index_type!r:.100}.')
         if not isinstance(embedder, Embedder):
             raise ArgumentTypeError(
-                f'EmbeddingRetriever takes an embedder, such as SentenceTransformersEmbedder("..."), not {embedder!r:.100}.'
+                "EmbeddingRetriever takes an embedder, such as SentenceTransformersEmbedder(model_name), not "
+                f"{embedder!r:.100}."
             )
         check_spelling(device, None)
         self.embedder = self._source = embedder
