@@ -129,11 +129,14 @@ def test_a_steps_column_is_a_corpus(tmp_path):
             EmbeddingRetriever(_column([]), drawn)
 
 
-def test_bad_texts_and_queries_are_left_out_and_counted_as_what_they_are():
+def test_bad_texts_and_queries_are_left_out_and_counted_as_what_they_are(caplog):
     corpus = ["1", "2 far too long a text", "3"]
     retriever = EmbeddingRetriever(corpus, Drawn("drawn"))
     queries = ["3", "1 far too long a query", "1"]
     found = retriever.run(queries, k=3, batch_size=2)
+    of_corpus, of_queries = caplog.messages
+    assert of_corpus.startswith("1 of 3 texts of the corpus are left out; the first is row 1: ")
+    assert of_queries.startswith("1 of 3 texts failed and have no result; the first is row 1: ")
     assert found[0]["indices"][0] == 2
     assert found[1] is None
     assert sorted(found[2]["indices"]) == [0, 2]

@@ -169,7 +169,7 @@ class EmbeddingRetriever(IndexedRetriever):
             texts, self.truncate, self.index_instruction, batch_size=self.index_batch_size,
             total_num_texts=len(self.texts),
         )  # fmt: skip
-        results = log_failures(map(_can_be_left_out, count(), results), "keep")
+        results = log_failures(map(_can_be_left_out, count(), results), "keep", "texts of the corpus are left out")
         good = ((position, result.value) for position, result in enumerate(results) if result.error is None)
         first = next(good, None)
         if first is None:
