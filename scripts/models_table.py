@@ -18,7 +18,8 @@ from datadreamer_like.models.llms.endpoint import Endpoint, Quirks
 PAGE = Path(__file__).resolve().parents[1] / "docs/models.md"
 START, END = "<!-- table: python scripts/models_table.py -->\n", "<!-- end of the table -->\n"
 HEAD = (
-    "| class | key or credentials | `n` | `seed` | log-probabilities | scores | `schema` | tools | `stop` | prices |\n"
+    "| class | key or credentials | `n` | `seed` | log-probabilities | scores | `schema` | tools | images "
+    "| `stop` | prices |\n"
 )
 PRICES = tomllib.loads((Path(models.__file__).parent / "llms/prices.toml").read_text(encoding="utf-8"))
 OTHER_KEYS = {"VertexAI": "Google Cloud's default credentials", "Bedrock": "those of boto3"}
@@ -39,7 +40,8 @@ def row(kind: Any) -> list[str]:
     if endpoint is None:
         scores = kind.score_batch is not LLM.score_batch or kind.score_one is not LLM.score_one
         schema = "enforced" if kind.enforces_schemas else "refused"
-        return [name, "none", "yes", "yes", "yes", _yes(scores), schema, _tools(kind.tool_choices), "yes", "free"]
+        tools, images = _tools(kind.tool_choices), _images(kind)
+        return [name, "none", "yes", "yes", "yes", _yes(scores), schema, tools, images, "yes", "free"]
     quirks: Quirks = endpoint.quirks
     key = OTHER_KEYS.get(kind.__name__) or (f"`{endpoint.key_variable}`" if endpoint.key_variable else "none")
     of_provider = PRICES.get(endpoint.name.lower(), {}).get("models", {})
@@ -55,6 +57,7 @@ def row(kind: Any) -> list[str]:
         _yes(kind.score_one is not LLM.score_one and quirks.echoes),
         "enforced" if quirks.response_format == "json_schema" else "in the prompt; JSON enforced",
         _tools(quirks.tool_choices),
+        _images(kind),
         _yes("stop" not in quirks.refuses),
         prices,
     ]
@@ -71,6 +74,10 @@ def _tools(choices: frozenset[str]) -> str:
         if len(missing) == 3
         else ("not by name" if missing == ["name"] else f"not {missing[0]}")
     )
+
+
+def _images(kind: type[LLM]) -> str:
+    return "if the model does" if kind.takes_images else "no"
 
 
 def _yes(can: bool) -> str:

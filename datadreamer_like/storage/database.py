@@ -112,7 +112,7 @@ def explained(path: str, done: str, kind: FileKind) -> Iterator[None]:
 def explanation(error: sqlite3.Error, path: str, done: str, kind: FileKind) -> StorageError:
     """Returns the error of this package for one of SQLite, with what to do."""
     code = int(getattr(error, "sqlite_errorcode", 0)) & 0xFF  # the low byte is the primary code
-    if "decode" in str(error):  # bytes that are not UTF-8
+    if "decode" in str(error) or "no such" in str(error):  # bytes that are not UTF-8; a table or column is gone
         code = sqlite3.SQLITE_CORRUPT
     advice = _NO_LOCKS if code in _OF_LOCKS and _lacks_locks(path) else _advice(code, kind)
     return StorageError(f"{path} cannot be {done}: {error}. {advice or f'{kind.kept}; run again.'}")

@@ -15,6 +15,7 @@ import uuid
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from decimal import Decimal
 from pathlib import Path
 
 from filelock import FileLock
@@ -201,7 +202,9 @@ def nanodollars(dollars: float) -> int:
 def in_dollars(amount: int) -> str:
     """Returns an amount for a message: "0.0031 USD"."""
     dollars = amount / _NANO
-    return f"{dollars:.2f} USD" if dollars == round(dollars, 2) else f"{dollars:.4g} USD"
+    if dollars == round(dollars, 2) or dollars >= 1_000:
+        return f"{dollars:.2f} USD"
+    return f"{Decimal(f'{dollars:.4g}'):f} USD"
 
 
 def budget_of(given: object) -> int | None:

@@ -29,7 +29,7 @@ class FakeLLM(LLM):
     Args:
         answers: One of
 
-            - a function from a prompt's text (of a chat: of its last message) to the answer;
+            - a function from a prompt's text (of a chat: of its last message, without images) to the answer;
             - a list of answers to new prompts, in the order in which they are first asked;
             - a dictionary from regular expressions to answers; the first that is found in the prompt counts, and an
               answer may be a function of the match;
@@ -61,7 +61,7 @@ class FakeLLM(LLM):
 
     model_name = "fake"
     enforces_schemas = True
-    takes_chat = True
+    takes_chat = takes_images = True
     tool_choices = TOOL_CHOICES
     retry_seconds = 0.0  # it gets no better by waiting
 

@@ -102,6 +102,7 @@ class Recorded(LLM):
         self.extra_options = frozenset(self._about["extra_options"])
         self.enforces_schemas = self._about["enforces_schemas"]
         self.tool_choices = frozenset(self._about.get("tool_choices", ()))
+        self.takes_images = self._about.get("takes_images", True)
         self.max_context_length = self._about["max_context_length"]
 
     @classmethod
@@ -178,6 +179,7 @@ class Recorded(LLM):
             "tool_choices": sorted(llm.tool_choices),
             "max_context_length": llm.max_context_length,
             "takes_chat": llm.takes_chat,
+            "takes_images": llm.takes_images,
         }
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._write(about)

@@ -43,6 +43,7 @@ class WrappedLLM(LLM):
         self.extra_options = llm.extra_options
         self.enforces_schemas = llm.enforces_schemas
         self.tool_choices = llm.tool_choices
+        self.takes_images = llm.takes_images
         self.default_concurrency = llm.default_concurrency
         self.max_context_length = llm.max_context_length
         self.retry_seconds = llm.retry_seconds

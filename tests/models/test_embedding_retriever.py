@@ -17,6 +17,7 @@ from datadreamer_like.models.embedders.embedder import Embedder
 from datadreamer_like.models.embedders.sentence_transformers_embedder import SentenceTransformersEmbedder
 from datadreamer_like.models.retrievers.embedding_retriever import EmbeddingRetriever
 from datadreamer_like.steps import DataSource
+from datadreamer_like.testing import FakeLLM
 
 PETS = ["A kitten sleeps on the sofa.", "The stock market fell today.", "He repaired the old engine."]
 
@@ -128,11 +129,14 @@ def test_a_steps_column_is_a_corpus(tmp_path):
             EmbeddingRetriever(_column([]), drawn)
 
 
-def test_bad_texts_and_queries_are_left_out_and_counted_as_what_they_are():
+def test_bad_texts_and_queries_are_left_out_and_counted_as_what_they_are(caplog):
     corpus = ["1", "2 far too long a text", "3"]
     retriever = EmbeddingRetriever(corpus, Drawn("drawn"))
     queries = ["3", "1 far too long a query", "1"]
     found = retriever.run(queries, k=3, batch_size=2)
+    of_corpus, of_queries = caplog.messages
+    assert of_corpus.startswith("1 of 3 texts of the corpus are left out; the first is row 1: ")
+    assert of_queries.startswith("1 of 3 texts failed and have no result; the first is row 1: ")
     assert found[0]["indices"][0] == 2
     assert found[1] is None
     assert sorted(found[2]["indices"]) == [0, 2]
@@ -218,6 +222,12 @@ def test_a_lazy_column_is_a_corpus(tmp_path):
         saved = EmbeddingRetriever([str(n) for n in range(30)], Drawn("drawn")).run(["100", "101"], k=3)
         assert found == saved
         assert retriever.parents == [lazy.step]
+
+
+def test_what_is_no_embedder_is_refused_when_it_is_given():
+    for wrong in ("sentence-transformers/all-MiniLM-L6-v2", FakeLLM()):
+        with pytest.raises(ArgumentTypeError, match="takes an embedder"):
+            EmbeddingRetriever(["text"], wrong)
 
 
 def test_an_index_type_that_is_no_text_is_refused():

@@ -16,7 +16,7 @@ from PIL import Image
 
 from datadreamer_like.errors import DefinitionError
 from datadreamer_like.graph import DataDreamer
-from datadreamer_like.models import LLM, Anthropic, OpenAI, ParallelLLM
+from datadreamer_like.models import AI21, LLM, Anthropic, DeepSeek, OpenAI, ParallelLLM
 from datadreamer_like.steps import DataSource, Prompt, TemplatePrompt
 
 
@@ -123,6 +123,9 @@ def test_a_model_that_takes_no_images_is_refused_before_anything_is_sent(session
         both = ParallelLLM(OpenAI("m", base_url=server.url, api_key="x"), llm)
         with pytest.raises(DefinitionError, match="takes no images"):
             ask(both, [picture()])
+        for kind in (AI21, DeepSeek):
+            with pytest.raises(DefinitionError, match=f"{kind.__name__}.* takes no images"):
+                ask(kind("m", base_url=server.url, api_key="x"), [picture()])
         assert server.requests == []
     assert llm.asked == []
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -48,10 +49,12 @@ def test_amounts_are_rounded_up_so_that_a_sum_is_never_too_low() -> None:
     assert nanodollars(0.25 / 1e6) == 250
     assert nanodollars(1e-12) == 1
     assert nanodollars(0.0) == 0
-    assert [in_dollars(nanodollars(value)) for value in (5, 0.5, 0.00314159)] == [
+    assert [in_dollars(nanodollars(value)) for value in (5, 0.5, 0.00314159, 1e-6, 12_345.678)] == [
         "5.00 USD",
         "0.50 USD",
         "0.003142 USD",
+        "0.000001 USD",
+        "12345.68 USD",
     ]
 
 
@@ -139,10 +142,13 @@ def test_a_clock_that_jumps_changes_nothing(tmp_path: Path, monkeypatch: pytest.
     ledger.close()
 
 
-def _amount_changed(path: Path) -> None:
-    connection = connected(str(path))
-    connection.execute("UPDATE entries SET nanodollars = 1 WHERE holder = ''")
-    connection.close()
+def _change(statement: str) -> Callable[[Path], None]:
+    def change(path: Path) -> None:
+        connection = connected(str(path))
+        connection.execute(statement)
+        connection.close()
+
+    return change
 
 
 @pytest.mark.parametrize(
@@ -153,10 +159,11 @@ def _amount_changed(path: Path) -> None:
         lambda path: path.write_bytes(bytes(path.stat().st_size)),
         lambda path: path.write_bytes(path.read_bytes()[:5_000]),
         lambda path: path.write_bytes(path.read_bytes()[:4_096] + bytes(len(path.read_bytes()) - 4_096)),
-        _amount_changed,
+        _change("UPDATE entries SET nanodollars = 1 WHERE holder = ''"),
+        _change("DROP TABLE entries"),
         lambda path: path.write_bytes(path.read_bytes().replace(b"account-a", b"account-\xff")),
     ],
-    ids=["empty", "text", "zeros", "cut", "a page of zeros", "an amount", "a name"],
+    ids=["empty", "text", "zeros", "cut", "a page of zeros", "an amount", "no table", "a name"],
 )
 def test_a_damaged_ledger_is_refused_and_never_taken_for_an_empty_one(tmp_path: Path, damage: object) -> None:
     path = tmp_path / "ledger.db"

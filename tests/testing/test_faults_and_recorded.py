@@ -322,3 +322,25 @@ def test_calls_of_tools_are_recorded_and_replayed(tmp_path: Path) -> None:
     assert first[0].tool_calls == [[{"id": "call_0", "name": "get_time", "arguments": {"zone": "utc"}}]]
     with pytest.raises(DataError, match="has no answer"):
         list(Recorded(file).answers(["Now?"]))
+
+
+def test_prompts_with_images_are_faked_recorded_and_meet_faults_as_the_llm_takes_them(tmp_path: Path) -> None:
+    def described(llm: LLM, text: str = "What is it?") -> list[str | None]:
+        with temporary_session():
+            rows = DataSource("Rows", data={"text": [text], "image": [b"\x89PNG\r\n\x1a\n"]}).output
+            inputs = {"prompts": rows["text"], "images": rows["image"]}
+            return list(Prompt("Ask", inputs=inputs, args={"llm": llm}).output["generations"])
+
+    def fake() -> FakeLLM:
+        return FakeLLM({"What is it": "A cat."})
+
+    assert described(fake()) == ["A cat."]
+    assert described(WithFaults(fake(), Fault("timeout", at=[0]))) == ["A cat."]
+    assert described(Recorded(tmp_path / "images.jsonl", fake)) == ["A cat."]
+    assert described(Recorded(tmp_path / "images.jsonl")) == ["A cat."]
+    without = fake()
+    without.takes_images = False
+    Recorded(tmp_path / "without.jsonl", without)
+    for llm in (WithFaults(without, Fault("timeout", at=[0])), Recorded(tmp_path / "without.jsonl")):
+        with pytest.raises(DefinitionError, match="takes no images"):
+            described(llm)

@@ -37,8 +37,11 @@ class Rejected:
     reason: str
 
 
-def log_failures(answers: Iterable[A], on_error: str) -> Iterator[A]:
-    """Yields answers, and logs at the end how many failed; with `on_error="raise"`, raises the first error."""
+def log_failures(answers: Iterable[A], on_error: str, words: str = "prompts failed and have no answer") -> Iterator[A]:
+    """Yields answers, and logs at the end how many failed; with `on_error="raise"`, raises the first error.
+
+    `words` are what the message says of them.
+    """
     count = rows = 0
     first: tuple[int, ModelError] | None = None
     for answer in answers:
@@ -53,6 +56,4 @@ def log_failures(answers: Iterable[A], on_error: str) -> Iterator[A]:
         rows += 1
         yield answer
     if first is not None:
-        logger.warning(
-            "%s of %s prompts failed and have no answer; the first is row %s: %s", f"{count:,}", f"{rows:,}", *first
-        )
+        logger.warning("%s of %s %s; the first is row %s: %s", f"{count:,}", f"{rows:,}", words, *first)

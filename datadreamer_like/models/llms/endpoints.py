@@ -97,9 +97,11 @@ class Cohere(NamedModel):
 class AI21(NamedModel):
     """A Jamba model on AI21's API; its key is in `AI21_API_KEY`.
 
-    The API guarantees JSON, but no schema: the schema becomes part of the prompt. It has no seed, penalties,
+    The API guarantees JSON, but no schema: the schema becomes part of the prompt. It has no images, seed, penalties,
     `logit_bias` or log-probabilities.
     """
+
+    takes_images = False
 
     endpoint = Endpoint(
         "AI21",
@@ -120,10 +122,12 @@ class AI21(NamedModel):
 class DeepSeek(NamedModel):
     """A chat model on DeepSeek's API; its key is in `DEEPSEEK_API_KEY`.
 
-    The API guarantees JSON, but no schema: the schema becomes part of the prompt. It has no `n` (each answer takes a
-    request), seed, `repetition_penalty` or `logit_bias`. Its prices depend on the time of day, so the cost is unknown
-    unless `prices` are given.
+    The API guarantees JSON, but no schema: the schema becomes part of the prompt. It has no images, `n` (each answer
+    takes a request), seed, `repetition_penalty` or `logit_bias`. Its prices depend on the time of day, so the cost is
+    unknown unless `prices` are given.
     """
+
+    takes_images = False
 
     endpoint = Endpoint(
         "DeepSeek",

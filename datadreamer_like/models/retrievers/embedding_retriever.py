@@ -68,7 +68,7 @@ class EmbeddingRetriever(IndexedRetriever):
 
     Raises:
         EmptyDataset, MissingExtra: The corpus has no texts; FAISS is not installed.
-        ArgumentTypeError: `index_type` is not a text.
+        ArgumentTypeError: `embedder` is not one, or `index_type` is not a text.
         DefinitionError: `index_type` or one of `kwargs` is unknown to FAISS, or there are fewer texts than cells.
         DataError: A vector of the corpus is not finite, or one has another length than those of the index.
         ModelError: A text of the corpus could not be embedded, though nothing is wrong with it.
@@ -99,6 +99,11 @@ class EmbeddingRetriever(IndexedRetriever):
         require_extra("embed", "faiss", what="EmbeddingRetriever")
         if index_type is not None and not isinstance(index_type, str):
             raise ArgumentTypeError(f'index_type must be a name of FAISS such as "HNSW32", not {index_type!r:.100}.')
+        if not isinstance(embedder, Embedder):
+            raise ArgumentTypeError(
+                "EmbeddingRetriever takes an embedder, such as SentenceTransformersEmbedder(model_name), not "
+                f"{embedder!r:.100}."
+            )
         check_spelling(device, None)
         self.embedder = self._source = embedder
         self.truncate = truncate
@@ -164,7 +169,7 @@ class EmbeddingRetriever(IndexedRetriever):
             texts, self.truncate, self.index_instruction, batch_size=self.index_batch_size,
             total_num_texts=len(self.texts),
         )  # fmt: skip
-        results = log_failures(map(_can_be_left_out, count(), results), "keep")
+        results = log_failures(map(_can_be_left_out, count(), results), "keep", "texts of the corpus are left out")
         good = ((position, result.value) for position, result in enumerate(results) if result.error is None)
         first = next(good, None)
         if first is None:

@@ -229,5 +229,5 @@ class _TextCalls(Calls[str, str, Computed]):
 def values_of(results: Iterable[Computed], options: Mapping[str, Any]) -> Any:
     """Returns the values of results: a list, or a generator with `return_generator`; None for a failed row."""
     run = TextRun.from_options(options)
-    values = (result.value for result in log_failures(results, run.on_error))
+    values = (result.value for result in log_failures(results, run.on_error, "texts failed and have no result"))
     return values if run.return_generator else list(values)

@@ -203,7 +203,10 @@ class DatasetNode(Node):
 
     @property
     def cut_off(self) -> list[int]:
-        """Indices of the rows whose answer the limit of tokens cut off, in order; they keep it."""
+        """Indices of the rows whose answer the limit of tokens cut off, in order; they keep it.
+
+        One word of at most 20 characters, as labels are, counts as whole.
+        """
         return self.manifest.cut_off if self.manifest is not None else sorted(set(self.usage.cut_off))
 
     @property
