@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.feather as feather
 import pyarrow.parquet as pq
 import pytest
-from subjects import ALL_STEPS, Lengths, Parrot, Sure
+from subjects import ALL_STEPS, First, Lengths, Lower, Parrot, Sure
 
 import datadreamer_like.steps as steps
 from datadreamer_like import DataDreamer
@@ -119,6 +119,8 @@ def test_the_example_of_its_docstring_runs(folder: Path, kind: type[Step]) -> No
         llm=Parrot(),
         embedder=Lengths(),
         teacher=ScoreLabels(Parrot(), ["games", "fonts"]),
+        retriever=First(["one", "two"]),
+        classifier=Lower(),
         schema={"type": "object"},
         names_a_game=names_a_game,
         names_a_font=names_a_font,
