@@ -149,6 +149,10 @@ class Prompt2Model:
                 check_cards(cards, f'"{name}": {what}')
         if labels is not None:
             check_texts(labels, f'"{name}": labels')
+            if len({label.lower() for label in labels}) < max(2, len(labels)):
+                raise DefinitionError(
+                    f'"{name}": labels must be two or more that differ by more than case; got {list(labels)!r:.100}.'
+                )
         if (test_input is None) != (test_output is None):
             raise DefinitionError(f'"{name}": pass test_input and test_output, or neither.')
         given = {"test_input": test_input, "test_output": test_output} if test_input is not None else {}
@@ -159,7 +163,7 @@ class Prompt2Model:
         self.parsed = parse_prompt(f"{name}, parsed prompt", llm, prompt)
         self.found_datasets, self.found_models = self._retrieved(datasets, models, max_megabytes)
         self.dataset = next((card for card, _ in self.found_datasets if card.input_column and card.output_column), None)
-        self.model = (self.found_models[0][0] if self.found_models else models[0]) if models else None
+        self.model = self.found_models[0][0] if self.found_models else None
         found = self._dataset_rows(dataset_rows)  # before the LLM is asked for rows, as it may not be readable
         made = self._made(rows, rounds, temperatures)
         usable, self.left_out = different_rows(made + found, test.get("test_input", ()))
@@ -195,7 +199,15 @@ class Prompt2Model:
         args = {"llm": self._llm, "max_new_tokens": self._tokens, "temperature": 0.0}
         said = Prompt(f"{self.name}, description of a model", {"prompts": source.output["prompt"]}, args)
         query = f"{self.parsed.instruction} {said.output['generations'][0] or ''}"
-        return found_datasets, rank_cards(query, models, popularity=True, max_megabytes=most)
+        found_models = rank_cards(query, models, popularity=True, max_megabytes=most)
+        if not found_models:
+            fitting = [card for card in models if most is None or card.megabytes is None or card.megabytes <= most]
+            found_models = [(max(fitting, key=lambda card: card.downloads), 0.0)]
+            logger.warning(
+                '%s: no card of a model shares a word with the task; "%s" is taken, which has the most downloads.',
+                self.name, found_models[0][0].name,
+            )  # fmt: skip
+        return found_datasets, found_models
 
     def _dataset_rows(self, most: int) -> list[dict[str, str]]:
         """Rows of the dataset that was found, whose outputs are among the labels if there are any."""

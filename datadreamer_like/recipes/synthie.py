@@ -119,11 +119,22 @@ class SynthIE:
         self.name, self._llm, self._trainer, self._options = name, llm, trainer, options
         self._tokens, self._share, self._seed = max_new_tokens, validation_share, seed
         self._relations = sorted({relation for _, relation, _ in known})
-        self._examples = [(text, _checked(found, f'"{name}": examples')) for text, found in examples]
+        self._examples = _checked_examples(examples, f'"{name}": examples')
         check_trainer(self, trainer, f"{name}, student", options, ("train_input", "train_output"))
-        gold = [read_facts(each) if isinstance(each, str) else _checked(each, "test_output") for each in test_output]
+        gold = [
+            read_facts(each) if isinstance(each, str) else _checked(each, f'"{name}": test_output[{row}]')
+            for row, each in enumerate(test_output)
+        ]
+        others = None if forward is None else [text for text in forward if isinstance(text, str) and text.strip()]
+        if others == []:
+            raise EmptyDataset(f'"{name}": forward has no texts. Pass a column of texts, or None.')
         self.table_rows: list[dict[str, Any]] = []
         sets = draw_facts(known, rows, (least, most), seed)
+        if not sets:
+            raise DataError(
+                f'"{name}": the facts have no set of {least} that are connected by their subjects and objects. Pass '
+                "more facts, or fewer facts_per_row."
+            )
         if len(sets) < rows:
             logger.warning(
                 "%s: %s different sets were drawn, fewer than the %s rows asked for. Pass more facts, or a wider "
@@ -134,9 +145,8 @@ class SynthIE:
         self.student = self._trained("student", self.rows)
         self._measure("facts, then text", calls, self.rows, self.student, test["test_input"], gold)
         self.forward_rows = self.forward_student = None
-        if forward is not None:
-            texts = list(forward)[: len(sets)]
-            self.forward_rows, calls = self._extracted(texts)
+        if others is not None:
+            self.forward_rows, calls = self._extracted(others[: len(sets)])
             self.forward_student = self._trained("forward student", self.forward_rows)
             self._measure("text, then facts", calls, self.forward_rows, self.forward_student, test["test_input"], gold)
         logger.info("%s", self.table)
@@ -317,9 +327,19 @@ def _checked(facts: Any, what: str) -> list[Triple]:
         raise ArgumentTypeError(f"{what} must be a list of triples, not {facts!r:.100}.")
     found: list[Triple] = []
     for place, fact in enumerate(facts):
-        if isinstance(fact, str) or len(fact) != 3 or not all(isinstance(each, str) and each.strip() for each in fact):
+        is_triple = isinstance(fact, Sequence) and not isinstance(fact, str) and len(fact) == 3
+        if not is_triple or not all(isinstance(each, str) and each.strip() for each in fact):
             raise DefinitionError(f"{what}[{place}] is {fact!r:.100}; expected three texts: subject, relation, object.")
         if any(mark in each for each in fact for mark in "|;\n"):
             raise DefinitionError(f"{what}[{place}] is {fact!r:.100}; a part must not contain '|', ';' or a new line.")
         found.append((fact[0], fact[1], fact[2]))
+    return found
+
+
+def _checked_examples(examples: Any, what: str) -> list[tuple[str, list[Triple]]]:
+    found: list[tuple[str, list[Triple]]] = []
+    for place, pair in enumerate(examples):
+        if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2 or not isinstance(pair[0], str):
+            raise DefinitionError(f"{what}[{place}] is {pair!r:.100}; expected a text and its facts.")
+        found.append((pair[0], _checked(pair[1], f"{what}[{place}][1]")))
     return found

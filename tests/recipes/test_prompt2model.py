@@ -202,6 +202,24 @@ def test_the_base_model_is_the_best_card(session, tiny_encoder):
     assert str(made.student.source) == str(tiny_encoder)
 
 
+def test_where_no_card_fits_the_most_popular_base_model_that_is_small_enough_is_taken(session, caplog):
+    taken = []
+
+    def trainer(name: str, model_name: str) -> TrainLinearClassifier:
+        taken.append(model_name)
+        return LINEAR(name)
+
+    models = [
+        HubCard("huge", "xyzzy", downloads=90, megabytes=9000),
+        HubCard("rare", "plugh", downloads=1),
+        HubCard("known", "plover", downloads=5, megabytes=90),
+    ]
+    made = Prompt2Model("Made", **given(models=models, trainer=trainer))
+    assert made.model is models[2]
+    assert taken[-1] == "known"
+    assert 'no card of a model shares a word with the task; "known" is taken' in caplog.text
+
+
 def test_a_dataset_without_the_columns_of_its_card_is_refused_before_the_llm_is_asked_for_rows(session, tmp_path: Path):
     (tmp_path / "films.csv").write_text("review,mood\nthe film was good,good\n", encoding="utf-8")
     card = HubCard(
@@ -226,6 +244,8 @@ def test_a_dataset_without_the_columns_of_its_card_is_refused_before_the_llm_is_
         ({"test_output": None}, DefinitionError, "pass test_input and test_output, or neither"),
         ({"labels": ["a", "a"]}, DefinitionError, "different texts"),
         ({"labels": ["a", " "]}, DefinitionError, "none blank"),
+        ({"labels": ["a", "A"]}, DefinitionError, "differ by more than case"),
+        ({"labels": ["a"]}, DefinitionError, "two or more"),
         ({"temperatures": (1.0,)}, ArgumentTypeError, "temperatures must be two numbers"),
         ({"temperatures": (0.5, -1.0)}, DefinitionError, "temperatures is -1.0"),
         ({"datasets": None, "rows": 3}, DefinitionError, "rows is 3; it must be at least 4"),

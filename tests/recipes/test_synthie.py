@@ -98,7 +98,8 @@ def test_facts_are_written_and_read_and_scored():
 
 
 def test_a_text_learns_the_facts_it_was_written_for_and_one_that_leaves_some_out_is_dropped(session, encoder_decoder):
-    texts = DataSource("Texts", {"text": [f"{fact[0]} {fact[1]} {fact[2]} and more" for fact in FACTS]}).output["text"]
+    texts = [f"{fact[0]} {fact[1]} {fact[2]} and more" for fact in FACTS]
+    texts = DataSource("Texts", {"text": [None, texts[0], "", *texts[1:]]}).output["text"]
     both = made(encoder_decoder, forward=texts)
     rows = list(both.rows.output)
     assert 2 <= len(rows) < 12
@@ -129,10 +130,18 @@ def test_the_full_run_after_a_preview_asks_for_the_other_rows_only(tmp_path: Pat
 
 def test_what_makes_no_sense_is_refused(session, encoder_decoder):
     llm = FakeLLM(answer)
+    missing = DataSource("Missing", {"facts": ["a | b | c", None]}).output["facts"]
+    blank = DataSource("Blank", {"text": [" ", None]}).output["text"]
     for more, error, message in (
         ({"facts": []}, EmptyDataset, "there are no facts"),
         ({"facts": [("a", "b")]}, DefinitionError, r"facts\[0\] is \('a', 'b'\)"),
         ({"facts": [("a", "b", "c | d")]}, DefinitionError, "must not contain"),
+        ({"facts": [3]}, DefinitionError, r"facts\[0\] is 3"),
+        ({"examples": ["text"]}, DefinitionError, r"examples\[0\] is 'text'; expected a text and its facts"),
+        ({"examples": [("text", [3])]}, DefinitionError, r"examples\[0\]\[1\]\[0\] is 3"),
+        ({"test_output": missing}, ArgumentTypeError, r'"Made": test_output\[1\] must be'),
+        ({"forward": blank}, EmptyDataset, "forward has no texts"),
+        ({"facts_per_row": (9, 9)}, DataError, "no set of 9 that are connected"),
         ({"facts_per_row": (2, 1)}, DefinitionError, r"facts_per_row\[1\] is 1"),
         ({"facts_per_row": 3}, ArgumentTypeError, "facts_per_row must be two numbers"),
         ({"rows": 1}, DefinitionError, "rows is 1"),

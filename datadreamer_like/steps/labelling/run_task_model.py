@@ -12,6 +12,10 @@ class RunTaskModel(ModelStep):
 
     Inputs: `texts`. Args: `model`, `truncate` (False: a text that is too long fails its row), `lazy`, and the options
     of `model.run`. Outputs: `texts`, `results` (the model's results; None for a row that failed).
+
+    Example:
+        >>> texts = {"texts": rows.output["text"]}  # doctest: +SKIP
+        >>> said = RunTaskModel("Said", inputs=texts, args={"model": classifier})  # doctest: +SKIP
     """
 
     model_arg = "model"

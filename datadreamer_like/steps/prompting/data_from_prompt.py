@@ -33,6 +33,10 @@ class DataFromPrompt(PromptStep):
 
     Args: `instruction`, `n`, `temperature` (1.0), `top_p` (1.0), and those of `PromptStep`. Outputs: `prompts`,
     `generations`.
+
+    Example:
+        >>> args = {"llm": llm, "instruction": "Write a question about cooking.", "n": 10}  # doctest: +SKIP
+        >>> made = DataFromPrompt("Questions", args=args)  # doctest: +SKIP
     """
 
     def setup(self) -> None:

@@ -33,6 +33,17 @@ class FewShotPrompt(PromptStep):
 
     Examples are shown in order, as many as fit the model's context with `max_new_tokens` left for the answer. A row
     fails, and holds None, if `min_in_context_examples` (by default 1) do not fit; with 0 it is asked without examples.
+
+    Example:
+        >>> topics = FewShotPrompt(  # doctest: +SKIP
+        ...     "Topics",
+        ...     inputs={
+        ...         "input_examples": gold.output["text"],
+        ...         "output_examples": gold.output["topic"],
+        ...         "inputs": rows.output["text"],
+        ...     },
+        ...     args={"llm": llm, "instruction": "Name the topic of each text."},
+        ... )
     """
 
     result_version: ClassVar[int] = 3  # 3: at least one example
@@ -144,6 +155,17 @@ class FewShotPromptWithRetrieval(FewShotPrompt):
 
     Inputs and outputs are those of `FewShotPrompt`. Further args: `embedder`, which compares inputs, and `k`, the
     number of examples (5). The most similar come first, and are kept if not all fit.
+
+    Example:
+        >>> topics = FewShotPromptWithRetrieval(  # doctest: +SKIP
+        ...     "Topics",
+        ...     inputs={
+        ...         "input_examples": gold.output["text"],
+        ...         "output_examples": gold.output["topic"],
+        ...         "inputs": rows.output["text"],
+        ...     },
+        ...     args={"llm": llm, "embedder": embedder, "k": 3},
+        ... )
     """
 
     def setup(self) -> None:

@@ -31,6 +31,11 @@ class JudgePairsWithPrompt(PromptStep):
     returns the label, or `"a"` or `"b"`, of the candidate as shown; one that takes two arguments also gets whether the
     order was swapped, and what it returns is the judgement. `parse` returns what a `judgement_func` of one argument
     does. With `output_schema`, its only string property names the winner, unless `judgement_func` reads the dictionary.
+
+    Example:
+        >>> texts = {"a": rows.output["a"], "b": rows.output["b"]}  # doctest: +SKIP
+        >>> judged = JudgePairsWithPrompt("Better", inputs=texts, args={"llm": llm})  # doctest: +SKIP
+        >>> first = judged.filter(lambda row: row["judgements"] == "Input A")  # doctest: +SKIP
     """
 
     result_version: ClassVar[int] = 2
@@ -161,6 +166,10 @@ class JudgeGenerationPairsWithPrompt(JudgePairsWithPrompt):
     Inputs: `prompts`, `a`, `b`. Args: those of `JudgePairsWithPrompt` and `prompt_label`; the labels of the candidates
     are "Response A:" and "Response B:". Outputs: `prompts`, `a`, `b`, `judge_prompts`, `judge_generations`,
     `judgements`.
+
+    Example:
+        >>> answers = {"prompts": rows.output["text"], "a": rows.output["a"], "b": rows.output["b"]}  # doctest: +SKIP
+        >>> judged = JudgeGenerationPairsWithPrompt("Better", inputs=answers, args={"llm": llm})  # doctest: +SKIP
     """
 
     labels: ClassVar[dict[str, str]] = {"prompts": "Prompt:", "a": "Response A:", "b": "Response B:"}

@@ -156,6 +156,10 @@ class FilterWithPrompt(JudgeRows):
     Without a `filter_func` or `parse`, answers are read as yes or no (`n > 1`: the majority; a tie keeps the row); with
     `output_schema`, its only boolean property is the verdict, and `filter_func` takes a dictionary. Rows with missing
     or unreadable answers are dropped; `step.errors` holds them by position among the inputs, not in the output.
+
+    Example:
+        >>> args = {"llm": llm, "instruction": "Is the text about chess?"}  # doctest: +SKIP
+        >>> kept = FilterWithPrompt("About chess", inputs={"inputs": rows.output["text"]}, args=args)  # doctest: +SKIP
     """
 
     verdict = staticmethod(read_yes_or_no)
@@ -212,6 +216,10 @@ class RankWithPrompt(JudgeRows):
     A score is the number in the answer (`n > 1`: the mean); with `output_schema`, its only numeric property. Rows
     without a score have None and come last: `step.errors` has the positions in the output. A threshold drops them: then
     these are positions among the inputs.
+
+    Example:
+        >>> args = {"llm": llm, "instruction": "How useful is this, from 0 to 10?"}  # doctest: +SKIP
+        >>> best = RankWithPrompt("Useful", inputs={"inputs": rows.output["text"]}, args=args)  # doctest: +SKIP
     """
 
     verdict = staticmethod(read_number)

@@ -17,6 +17,10 @@ class ProcessWithPrompt(PromptStep):
     `PromptStep`. Outputs: `inputs`, `prompts`, `generations`.
 
     A prompt is `"{input_label} {input}{sep}{instruction_label} {instruction}"`.
+
+    Example:
+        >>> args = {"llm": llm, "instruction": "Summarise the text in one sentence."}  # doctest: +SKIP
+        >>> short = ProcessWithPrompt("Summaries", inputs={"inputs": rows.output["text"]}, args=args)  # doctest: +SKIP
     """
 
     def setup(self) -> None:

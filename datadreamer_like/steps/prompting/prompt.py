@@ -19,6 +19,11 @@ class Prompt(PromptStep):
     of `PromptStep`. Outputs: `prompts`, `generations`, with tools also `tool_calls`.
 
     With images, prompts are chats; each image is a part of the last message, before its text.
+
+    Example:
+        >>> asked = Prompt(  # doctest: +SKIP
+        ...     "Answers", inputs={"prompts": rows.output["text"]}, args={"llm": llm, "temperature": 0.0}
+        ... )
     """
 
     def setup(self) -> None:

@@ -25,6 +25,10 @@ class RAGPrompt(PromptStep):
     Texts are shown best first, as many as fit the model's context with `max_new_tokens` left for the answer. A row
     fails, and holds None, if `min_in_context_retrieved_texts` (by default 1 of those found) do not fit; with 0 it is
     asked without texts.
+
+    Example:
+        >>> args = {"llm": llm, "retriever": retriever, "k": 2}  # doctest: +SKIP
+        >>> answers = RAGPrompt("Answers", inputs={"prompts": questions.output["text"]}, args=args)  # doctest: +SKIP
     """
 
     result_version: ClassVar[int] = 3  # 3: at least one text

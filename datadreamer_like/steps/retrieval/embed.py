@@ -21,6 +21,10 @@ class Embed(ModelStep):
 
     Inputs: `texts`. Args: `embedder`, `truncate` (False: a text that is too long fails its row), `instruction`, `lazy`,
     and the options of `embedder.run`. Outputs: `texts`, `embeddings` (vectors; None for a row that failed).
+
+    Example:
+        >>> texts = {"texts": rows.output["text"]}  # doctest: +SKIP
+        >>> vectors = Embed("Vectors", inputs=texts, args={"embedder": embedder})  # doctest: +SKIP
     """
 
     model_arg = "embedder"
@@ -45,6 +49,10 @@ class CosineSimilarity(Step):
 
     `similarity_batch_size` and `device` are accepted for DataDreamer scripts and ignored: computing the products is
     faster than moving them to a device.
+
+    Example:
+        >>> texts = {"a": rows.output["a"], "b": rows.output["b"]}  # doctest: +SKIP
+        >>> alike = CosineSimilarity("Alike", inputs=texts, args={"embedder": embedder})  # doctest: +SKIP
     """
 
     takes_options = True

@@ -18,6 +18,10 @@ class Retrieve(ModelStep):
 
     Inputs: `queries`. Args: `retriever`, `k` (5), `lazy`, and the options of `retriever.run`. Outputs: `queries`,
     `results` (`{"indices": [...], "texts": [...], "scores": [...]}`, the best first; None for a row that failed).
+
+    Example:
+        >>> args = {"retriever": retriever, "k": 2}  # doctest: +SKIP
+        >>> found = Retrieve("Found", inputs={"queries": questions.output["text"]}, args=args)  # doctest: +SKIP
     """
 
     model_arg = "retriever"
