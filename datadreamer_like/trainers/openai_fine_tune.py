@@ -180,21 +180,24 @@ class TrainOpenAIFineTune(Trainer):
                 raise DefinitionError(f'"{self.name}".train has no argument "{name}".{did_you_mean(name, known)}')
 
     def _build(self, columns: Columns, truncate: bool, settings: Mapping[str, Any], draft: Path) -> Kept:
-        usage, job = current_usage(), FineTuningJob(self.llm, self.name, self.scratch, self.fingerprint[:16])
-        if job.id is None:
-            usage.note = "reading the rows"
-            # All are checked before one is uploaded.
-            paths = {split: self._write_rows(columns[split], split, truncate) for split in columns}
-            files = {split: job.upload(path) for split, path in paths.items()}
-            job.create(files["train"], files.get("validation"), settings)
-        done = job.wait(self.poll_seconds)
-        epochs = getattr(_hyperparameters(done), "n_epochs", None)
-        curve = job.curve(epochs if isinstance(epochs, int) else "unknown")
-        self._fill_card(done, curve)
-        if curve:
-            write_curves(draft, curve)
-        result = {"model": done.fine_tuned_model, "job": done.id, "trained_tokens": done.trained_tokens}
-        return self.kept(result={**result, "history": curve})
+        try:
+            usage, job = current_usage(), FineTuningJob(self.llm, self.name, self.scratch, self.fingerprint[:16])
+            if job.id is None:
+                usage.note = "reading the rows"
+                # All are checked before one is uploaded.
+                paths = {split: self._write_rows(columns[split], split, truncate) for split in columns}
+                files = {split: job.upload(path) for split, path in paths.items()}
+                job.create(files["train"], files.get("validation"), settings)
+            done = job.wait(self.poll_seconds)
+            epochs = getattr(_hyperparameters(done), "n_epochs", None)
+            curve = job.curve(epochs if isinstance(epochs, int) else "unknown")
+            self._fill_card(done, curve)
+            if curve:
+                write_curves(draft, curve)
+            result = {"model": done.fine_tuned_model, "job": done.id, "trained_tokens": done.trained_tokens}
+            return self.kept(result={**result, "history": curve})
+        finally:  # later calls open another client
+            self.unload_model()
 
     def _write_rows(self, columns: Mapping[str, Column], split: str, truncate: bool) -> Path:
         path = self.scratch / f"{split}.jsonl"
