@@ -27,11 +27,13 @@ from datadreamer_like.kernels import (
     nf4_quantize,
     pack_bits,
 )
+from datadreamer_like.kernels.backends import Backend
 from datadreamer_like.kernels.triton.int8 import quantize_rows, scaled_product
 
 SIZES = [(4096, 4096), (14336, 4096), (4096, 14336), (28672, 8192)]  # [out, in]
 LARGE = 50_000_000  # weights; smaller ones are read in less time than a kernel takes to start and to end
 CACHE = 200e6  # bytes
+FORCED = ("NF4, pairs", "levels, pairs")  # not what is chosen without `backend=`, so no bar is theirs
 
 
 def replayed(calls: Sequence[Callable[[], object]], rounds: int) -> float:
@@ -85,14 +87,14 @@ class Case:
     kernels: int = 1
 
 
-def nf4(w: Tensor, x: Tensor) -> Case:
+def nf4(w: Tensor, x: Tensor, backend: Backend = "triton") -> Case:
     packed, absmax = nf4_quantize(w)
     state = bnb.quantize_4bit(w.bfloat16(), blocksize=64, quant_type="nf4")[1]
     exact = x.double() @ nf4_dequantize(packed, absmax, w.shape).double().T
     return Case(
-        "NF4",
+        "NF4" if backend == "triton" else "NF4, pairs",
         (packed, absmax),
-        lambda one: nf4_linear(x, *one, len(w)),
+        lambda one: nf4_linear(x, *one, len(w), backend=backend),
         lambda one: bnb.gemv_4bit(x, one[0].view(-1, 1).t(), state=state),
         exact,
     )
@@ -123,11 +125,12 @@ def int8_layer(w: Tensor, x: Tensor) -> Case:
     return Case("int8 layer", (codes, scale), lambda one: int8_linear(x, *one), peer, exact, kernels=2)
 
 
-def levels_of_4_bits(w: Tensor, x: Tensor) -> Case:
+def levels_of_4_bits(w: Tensor, x: Tensor, backend: Backend = "triton") -> Case:
     levels, numbers = torch.randn(16, device="cuda"), torch.randint(0, 16, w.shape, device="cuda")
     exact = x.double() @ levels[numbers].double().T
     weight = (pack_bits(numbers, 4),)
-    return Case("4-bit levels", weight, lambda one: codebook_linear(x, one[0], levels), None, exact)
+    name = "4-bit levels" if backend == "triton" else "levels, pairs"
+    return Case(name, weight, lambda one: codebook_linear(x, one[0], levels, backend=backend), None, exact)
 
 
 def main() -> int:
@@ -143,20 +146,23 @@ def main() -> int:
     for outputs, inputs in SIZES:
         w = torch.randn(outputs, inputs, device="cuda") * 0.02
         x = torch.randn(1, inputs, device="cuda").bfloat16()
-        for make in (nf4, int8_product, int8_layer, levels_of_4_bits):
+        pairs = (partial(nf4, backend="triton-pairs"), partial(levels_of_4_bits, backend="triton-pairs"))
+        for make in (nf4, int8_product, int8_layer, levels_of_4_bits, *pairs):
             case = make(w, x)
             error = float((case.ours(case.weight).double() - case.exact).norm() / case.exact.norm())
             size = sum(tensor.nbytes for tensor in case.weight)
             copies = [tuple(tensor.clone() for tensor in case.weight) for _ in range(int(CACHE / size) + 2)]
             took = replayed([partial(case.ours, one) for one in copies], rounds)
             share = size / took / speed
-            if outputs * inputs >= LARGE and case.kernels == 1:
+            chosen = case.name not in FORCED
+            if outputs * inputs >= LARGE and case.kernels == 1 and chosen:
                 shares.append(share)
             theirs = ratio = peer_call = ""
             if case.peer is not None:
                 seconds = replayed([partial(case.peer, one) for one in copies], rounds)
-                ratios.append(took / seconds)
-                theirs, ratio = f"{seconds * 1e6:.1f}", f"{ratios[-1]:.2f}"
+                theirs, ratio = f"{seconds * 1e6:.1f}", f"{took / seconds:.2f}"
+                if chosen:
+                    ratios.append(took / seconds)
                 peer_call = f"{called(partial(case.peer, copies[0])) * 1e6:.1f}"
             call = called(partial(case.ours, copies[0])) * 1e6
             print(

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from datadreamer_like.errors import DefinitionError
 
-Backend = Literal["reference", "cpu", "triton"] | None
-Chosen = Literal["reference", "cpu", "triton"]
+Chosen = Literal["reference", "cpu", "triton", "triton-pairs"]
+Backend = Chosen | None
 
 MATVEC_ROWS = 8
 """Up to this many rows, decoding inside the product is faster on a GPU than decoding the whole weight before it."""
@@ -50,13 +50,15 @@ def _why_not(backend: Chosen, x: Tensor) -> str | None:
     """The reason why a backend cannot run on this tensor; None if it can."""
     if backend == "cpu" and x.device.type != "cpu":
         return f"takes tensors on the CPU, and this one is on {x.device}"
-    if backend == "triton":
+    if backend.startswith("triton"):
         if not _has_triton():
             return "needs the package triton, which is not installed"
         if not x.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
             return f"takes tensors on a GPU, and this one is on {x.device}"
         if x.dtype == torch.float64:
             return "takes floats of at most 32 bits, and this tensor is torch.float64"
+    if backend == "triton-pairs" and x.element_size() != 2:
+        return f"takes fp16 or bf16, and this tensor is {x.dtype}"
     return None
 
 

@@ -80,21 +80,31 @@ def codebook_linear(x: Tensor, packed: Tensor, levels: Tensor, *, backend: Backe
         packed: uint8 [out, ceil(in b / 8)], of `pack_bits`.
         levels: fp32 [2^b].
         backend: "reference" decodes the whole weight; "cpu" a cache-sized block of rows at a time; "triton" decodes in
-            registers, at up to 4 bits. None chooses "triton" on a GPU for up to 8 rows of x, and "cpu" on a CPU.
+            registers, at up to 4 bits; "triton-pairs" is that of `nf4_linear`, for 4 bits and a multiple of 8 inputs.
+            None chooses "triton" on a GPU for up to 8 rows of x, and "cpu" on a CPU.
     """
     bits, inputs = _bits_of(levels), x.shape[-1]
     _check_bytes(packed, bits, inputs)
     rows = x.reshape(-1, inputs)
     chosen = choose(
-        "codebook_linear", backend, x, offered=("reference", "cpu", "triton"),
+        "codebook_linear", backend, x, offered=("reference", "cpu", "triton", "triton-pairs"),
         automatic=not x.is_cuda or (bits in _TRITON_BITS and 0 < len(rows) <= MATVEC_ROWS),
     )  # fmt: skip
     if chosen == "triton":
         if bits not in _TRITON_BITS:
             raise DefinitionError(f'backend="triton" of codebook_linear takes 1 to 4 bits, not {bits}.')
-        from .triton.lookup import matvec
+        from .triton import lookup
 
-        y = matvec(rows, packed.contiguous(), levels, bits, len(packed))
+        y = lookup.matvec(rows, packed.contiguous(), levels, bits, len(packed))
+    elif chosen == "triton-pairs":
+        if bits != 4 or inputs % 8:
+            raise DefinitionError(
+                'backend="triton-pairs" of codebook_linear takes 4 bits and a multiple of 8 inputs, not '
+                f"{bits} and {inputs}."
+            )
+        from .triton import pairs
+
+        y = pairs.matvec(rows, packed, levels, len(packed))
     elif chosen == "cpu":
         levels = levels.to(x.dtype)
         y = in_blocks(rows, len(packed), lambda part: codebook_dequantize(packed[part], levels, inputs))

@@ -123,26 +123,33 @@ def nf4_linear(
         outputs: Number of rows of W.
         block_size: That of quantizing.
         backend: "reference" dequantizes the whole weight; "cpu" a cache-sized block of rows at a time; "triton" decodes
-            in registers, where `block_size` divides `in` and is a multiple of 8. None chooses "triton" on a GPU for
-            up to 8 rows of x, and "cpu" on a CPU.
+            in registers, where `block_size` divides `in` and is a multiple of 8; "triton-pairs" by a table of pairs of
+            levels in fp16, for x of 16 bits: fewer instructions a weight, its speed not yet measured on a GPU. None
+            chooses "triton" on a GPU for up to 8 rows of x, and "cpu" on a CPU.
     """
     inputs = x.shape[-1]
     rows = x.reshape(-1, inputs)
     whole = block_size % 8 == 0 and inputs % block_size == 0
     chosen = choose(
-        "nf4_linear", backend, x, offered=("reference", "cpu", "triton"),
+        "nf4_linear", backend, x, offered=("reference", "cpu", "triton", "triton-pairs"),
         automatic=not x.is_cuda or (whole and 0 < len(rows) <= MATVEC_ROWS),
     )  # fmt: skip
-    if chosen == "triton":
+    if chosen in ("triton", "triton-pairs"):
         if not whole:
             raise DefinitionError(
-                f'backend="triton" of nf4_linear takes rows of whole blocks of a multiple of 8, not {inputs} inputs '
+                f'backend="{chosen}" of nf4_linear takes rows of whole blocks of a multiple of 8, not {inputs} inputs '
                 f"in blocks of {block_size}."
             )
-        from .triton.lookup import matvec
-
         scaled: Any = {"scales": absmax, "codes_per_scale": block_size, "high_first": True}
-        y = matvec(rows, packed.contiguous(), _levels(x.device)[0], 4, outputs, **scaled)
+        levels = _levels(x.device)[0]
+        if chosen == "triton-pairs":
+            from .triton import pairs
+
+            y = pairs.matvec(rows, packed, levels, outputs, **scaled)
+        else:
+            from .triton import lookup
+
+            y = lookup.matvec(rows, packed.contiguous(), levels, 4, outputs, **scaled)
         return y.view(*x.shape[:-1], outputs)
     if chosen == "reference":
         shape = (outputs, inputs)

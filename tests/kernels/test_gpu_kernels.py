@@ -1,4 +1,4 @@
-"""The Triton paths of quantized products: against plain PyTorch in Triton's interpreter, and compiled without a GPU."""
+"""The Triton paths of quantized products against plain PyTorch, in Triton's interpreter (and `test_ptx.py`)."""
 
 from __future__ import annotations
 
@@ -101,6 +101,20 @@ class TestTriton:
         )
         close(found, exact, dtype)
 
+    def test_pairs_of_codes(self, rows: int, inputs: int, outputs: int, dtype: torch.dtype) -> None:
+        x, w = random(rows, inputs, dtype=torch.bfloat16), random(outputs, inputs)
+        if rows > 1:
+            x[1] *= 1e30  # beyond fp16
+        codes, absmax = nf4_quantize(w)
+        found, exact = (nf4_linear(x, codes, absmax, outputs, backend=one) for one in ("triton-pairs", "reference"))
+        for row in range(rows):
+            close(found[row], exact[row], torch.bfloat16)
+        levels, numbers = 1e-6 * random(16), torch.randint(0, 16, (outputs, inputs)).to(DEVICE)
+        packed = torch.cat([torch.zeros(1, dtype=torch.uint8, device=DEVICE), pack_bits(numbers, 4).flatten()])[1:]
+        found = codebook_linear(x, packed.view(outputs, -1), levels, backend="triton-pairs")
+        for row in range(rows):
+            close(found[row], x[row].float() @ levels[numbers].T, torch.bfloat16)
+
     def test_signs(self, rows: int, inputs: int, outputs: int, dtype: torch.dtype) -> None:
         x, w = random(rows, inputs, dtype=dtype), random(outputs, inputs)
         found = binary_matmul(pack_signs(x), pack_signs(w), inputs, backend="triton")
@@ -118,6 +132,11 @@ def test_what_the_triton_paths_cannot_do_is_refused() -> None:
         )
     with pytest.raises(DefinitionError, match="whole blocks of a multiple of 8, not 80 inputs in blocks of 64"):
         nf4_linear(random(1, 80), *nf4_quantize(random(2, 80)), 2, backend="triton")
+    x, packed = random(1, 12, dtype=torch.bfloat16), pack_bits(torch.zeros(2, 12, dtype=torch.int64), 4)
+    with pytest.raises(DefinitionError, match="4 bits and a multiple of 8 inputs, not 4 and 12"):
+        codebook_linear(x, packed, torch.zeros(16), backend="triton-pairs")
+    with pytest.raises(DefinitionError, match=r"fp16 or bf16, and this tensor is torch.float32"):
+        nf4_linear(random(1, 64), *nf4_quantize(random(2, 64)), 2, backend="triton-pairs")
     with pytest.raises(DefinitionError, match="at most 32 bits"):
         nf4_linear(random(1, 64).double(), *nf4_quantize(random(2, 64)), 2, backend="triton")
 
@@ -128,31 +147,9 @@ def test_the_kernels_pass_in_tritons_interpreter() -> None:
 
 
 KERNELS = {
-    ("int8", "_quantize_kernel"): (
-        {"x": "*bf16", "codes": "*i8", "scale": "*fp32", "largest": "fp32"},
-        {"BLOCK": 4096},
-    ),
-    ("int8", "_row_kernel"): (
-        {"a": "*i32", "b": "*i32", "a_scale": "*fp32", "b_scale": "*fp32", "bias": "*fp32", "y": "*fp32"},
-        {"BIASED": True, "PTX": True, "OUTPUTS": 8, "WORDS": 512},
-    ),
     ("int8", "_product_kernel"): (
         {"a": "*i8", "b": "*i8", "a_scale": "*fp32", "b_scale": "*fp32", "bias": "*fp32", "y": "*fp32"},
         {"BY_ROW": True, "BIASED": True, "BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 512},
-    ),
-    ("lookup", "_matvec_kernel"): (
-        {"x": "*fp32", "packed": "*i32", "levels": "*fp32", "scales": "*fp32", "y": "*bf16"},
-        {
-            "BITS": 4,
-            "CODES": 8,
-            "WHOLE": True,
-            "SCALE_WORDS": 8,
-            "HIGH_FIRST": True,
-            "PTX": True,
-            "EVEN": True,
-            "OUTPUTS": 4,
-            "WORDS": 128,
-        },
     ),
     ("binary", "_differing_kernel"): (
         {"a": "*i32", "b": "*i32", "found": "*i32"},
