@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -209,6 +209,27 @@ def run_model(model: Any, batch: Batch, wants: frozenset[str], prefix: str = "",
         projections=tuple(projections) if projections else None,
         mask=batch["mask" if prefix else "attention_mask"].bool(),
     )
+
+
+def check_student(model: Any, wants: frozenset[str], task: Task, examples: Iterable[Examples]) -> None:
+    """Checks a student, once loaded, before its first step; see `check_attentions`.
+
+    Raises `MethodMisfit` also if the rows or the padding have tokens that its embedding lacks.
+    """
+    check_attentions(model, wants, "the student")
+    reader: Any = next((each for each in model.modules() if hasattr(each, "get_input_embeddings")), None)
+    known = None
+    with suppress(NotImplementedError):  # of code that comes with a model
+        known = None if reader is None else getattr(reader.get_input_embeddings(), "num_embeddings", None)
+    if known is None:
+        return
+    token = max(task.padding, *(each.highest_token() for each in examples))
+    if token >= known:
+        raise MethodMisfit(
+            f"The tokenizer gives the token {task.tokenizer.convert_ids_to_tokens(token)!r} the id {token}, and "
+            f"{type(model).__name__} has embeddings for the ids 0 to {known - 1}. Use the tokenizer of this model, or "
+            "save the model with an embedding for each token: model.resize_token_embeddings(len(tokenizer))."
+        )
 
 
 def check_attentions(model: Any, wants: frozenset[str], whose: str) -> None:
