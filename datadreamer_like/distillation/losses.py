@@ -189,7 +189,7 @@ def _label_losses(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def check_labels(labels: Tensor, classes: int) -> None:
-    """Raises `DefinitionError` for a label that is no class index."""
+    """Raises `DefinitionError` for a label that is not a class index."""
     outside = (labels < 0) | (labels >= classes)
     if bool(outside.any()):
         raise DefinitionError(

@@ -140,15 +140,16 @@ class Task(ABC):
     def check_objective(cls, objective: Objective) -> None:
         """Raises `MethodMisfit` if an objective is for other tasks, or needs outputs that tasks do not give."""
         fits, missing = objective.fits, sorted(objective.wants - _GIVEN)
+        spoken = "masked language modelling" if cls.kind == "masked" else cls.kind
         if fits is not None and cls.kind not in fits:
             fitting = [trainer for kind, trainer in _TRAINERS.items() if kind in fits]
             raise MethodMisfit(
                 f"{type(objective).__name__} is an objective for {' and '.join(fitting) or 'other trainers'}, not for "
-                f"{cls.kind}. Choose another objective, such as SoftTargets(teacher), or another trainer."
+                f"{spoken}. Choose another objective, such as SoftTargets(teacher), or another trainer."
             )
         if missing:
             raise MethodMisfit(
-                f"The objective needs {' and '.join(missing)}, but models for {cls.kind} give "
+                f"The objective needs {' and '.join(missing)}, but models for {spoken} give "
                 f"{', '.join(sorted(_GIVEN))} here. Choose another objective, or another trainer."
             )
 
