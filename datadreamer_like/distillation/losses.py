@@ -184,14 +184,18 @@ def divergence(
 
 def _label_losses(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy of each row of logits [rows, classes] with its label [rows]."""
-    classes = logits.shape[-1]
+    check_labels(labels, logits.shape[-1])
+    return F.cross_entropy(_precise(logits), labels, reduction="none")
+
+
+def check_labels(labels: Tensor, classes: int) -> None:
+    """Raises `DefinitionError` for a label that is not a class index."""
     outside = (labels < 0) | (labels >= classes)
     if bool(outside.any()):
         raise DefinitionError(
             f"The label {int(labels[outside][0])} is none of the {classes:,} classes, which are numbered from 0; "
             f"{IGNORED_LABEL} stands for no label."
         )
-    return F.cross_entropy(_precise(logits), labels, reduction="none")
 
 
 def _precise(logits: Tensor) -> Tensor:

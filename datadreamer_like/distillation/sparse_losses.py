@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from datadreamer_like.errors import DefinitionError
 from datadreamer_like.kernels.divergences import Divergence, check_divergence, divergence_of_rows
 
-from .losses import mean_of
+from .losses import IGNORED_LABEL, check_labels, mean_of
 
 Tail = Literal["bucket", "drop", "renormalise"]
 """How the tokens that are not listed count; see `TopK`."""
@@ -108,12 +108,13 @@ def sparse_and_label_loss(
     check_divergence(kind, temperature, beta, skew)
     check_targets(targets.rule, targets.temperatures, temperature, kind)
     shape = student_logits.shape[:-1]
-    if targets.ids.shape[:-1] != shape or (mask is not None and mask.shape != shape):
-        raise DefinitionError(
-            f"The student's logits cover positions of shape {tuple(shape)}, but the targets "
-            f"{tuple(targets.ids.shape[:-1])}{'' if mask is None else f' and the mask {tuple(mask.shape)}'}. They must "
-            "describe the same positions."
-        )
+    others = {"the targets": targets.ids[..., 0], "the labels": labels, "the mask": mask}
+    for what, other in others.items():
+        if other is not None and other.shape != shape:
+            raise DefinitionError(
+                f"The student's logits cover positions of shape {tuple(shape)}, but {what} {tuple(other.shape)}. They "
+                "must describe the same positions."
+            )
     kept = torch.ones(shape, dtype=torch.bool, device=student_logits.device) if mask is None else mask.bool()
     rows = None if kept.all() else kept.flatten().nonzero()[:, 0]
     ids, log_q, rest = targets.ids[kept], targets.log_probs[kept], targets.rest[kept]
@@ -121,7 +122,15 @@ def sparse_and_label_loss(
     log_q, rest = log_q.to(precise), rest.to(precise)
     unused = log_q.isneginf()
     ids = torch.where(unused, ids[:, :1], ids)  # an unused slot must not take a token from the others
+    vocabulary = student_logits.shape[-1]
+    if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < vocabulary:
+        raise DefinitionError(
+            f"The targets list token {int(ids.max() if ids.min() >= 0 else ids.min())}, and the student's logits have "
+            f"{vocabulary:,} tokens, numbered from 0. Store the signals for the student's vocabulary."
+        )
     own = None if labels is None else labels[kept]
+    if own is not None:
+        check_labels(own[own != IGNORED_LABEL], vocabulary)
     log_p, log_p_rest, log_p_label = _LogProbs.apply(  # type: ignore[no-untyped-call]
         student_logits.reshape(-1, student_logits.shape[-1]), rows, ids, unused, None if own is None else
         own.clamp(min=0), temperature, targets.rule == "bucket",
@@ -222,6 +231,7 @@ class _LogProbs(torch.autograd.Function):
         # d log p_i / d z_j = ([i = j] - p_j) / T; d log p_rest / d z_j = (p_j / p_rest - p_j) / T for the others.
         all_p = -(grad_p.sum(-1) + grad_rest)
         factor = (grad_rest + all_p * log_rest.exp()) * (top / temperature - total - log_rest).exp()
+        factor = factor.masked_fill(log_rest.isneginf(), 0.0)  # no others, or only such of probability 0
         factor_1 = -grad_label * (top - total_1).exp()
         own = all_p[:, None] * (listed / temperature - total[:, None]).exp()
         if labels is not None:

@@ -224,9 +224,12 @@ class DistillationLoop:
         }  # fmt: skip
         try:
             chosen = ChooseRowsToLabel(f"{title}, choice", inputs={"texts": self._pool(number)}, args=args)
-        except EmptyDataset:
+        except EmptyDataset as error:
             if not before:
-                raise
+                raise EmptyDataset(
+                    f'"{self.name}": the pool has no text but those of validation rows, which the teacher never sees: '
+                    "the metrics would be those of rows that the model has learned. Pass others."
+                ) from error
             logger.warning("%s: the pool has no text left that the teacher has not labelled.", arm.title)
             arm.done = True
             return

@@ -196,6 +196,7 @@ def _read(task: Classification, columns: Mapping[str, Column]) -> tuple[list[str
     rows = [*chain.from_iterable(read_rows(columns, labels=label_name, optional=task.optional))]
     labels = [row[1] if label_name else None for row in rows]
     fields = task.label_fields(labels, columns.get(label_name), label_name)
+    task.check_varied(fields, label_name)
     return [row[0] for row in rows], {**task.label_batch(fields), "rows": torch.arange(len(rows))}
 
 

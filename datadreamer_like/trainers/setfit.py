@@ -155,9 +155,10 @@ class TrainSetFitClassifier(TrainEmbeddingClassifier):
     def fit(self, run: Run) -> Fit:
         """Trains the encoder on pairs, then fits the head; a killed run resumes in either phase."""
         generator = np.random.default_rng(run.training.seed)
-        train = pair_examples(run.train, self._strategy, self._partners, generator, self.name)
+        names = [f'"{self.name}", {split}_input' for split in ("train", "validation")]
+        train = pair_examples(run.train, self._strategy, self._partners, generator, names[0])
         validation = pair_examples(
-            run.validation, self._strategy, self._partners or _VALIDATION_PARTNERS, generator, self.name
+            run.validation, self._strategy, self._partners or _VALIDATION_PARTNERS, generator, names[1]
         )
         task = PairTask(run.task.tokenizer, run.task.max_length)
         untaught = dict.fromkeys(("train", "validation"), lambda batch, student_logits: None)

@@ -33,7 +33,8 @@ def exact(teacher: torch.Tensor, k: int, rule: str, temperature: float) -> Spars
     ids = np.argsort(-log_q, axis=-1)[:, :k]
     others = log_q.copy()
     np.put_along_axis(others, ids, -np.inf, axis=-1)
-    rest = np.log(np.exp(others / temperature).sum(-1, keepdims=True))
+    with np.errstate(divide="ignore"):  # there may be no others
+        rest = np.log(np.exp(others / temperature).sum(-1, keepdims=True))
     listed = torch.from_numpy(np.take_along_axis(log_q, ids, -1))
     return SparseTargets(torch.from_numpy(ids), listed, torch.from_numpy(rest), rule, (temperature,))
 
@@ -332,3 +333,38 @@ def test_labels_beside_targets_keep_the_digits_of_unlikely_tokens_in_single_prec
         found[dtype] = [*both, torch.autograd.grad(sum(both), own)[0]]
     for exactly, shortly in zip(*found.values(), strict=True):
         torch.testing.assert_close(shortly.double(), exactly, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_tokens_of_probability_zero_on_both_sides_leave_the_gradient_finite(kind, temperature):
+    none = torch.full((4, 3), -math.inf, dtype=torch.float64)  # a head that is wider than the tokens in use
+    student, teacher = logits((4, 6), 30).requires_grad_(), torch.cat((logits((4, 6), 31), none), -1)
+    labels = torch.tensor([0, 5, 2, 1])
+    whole = divergence(student, teacher[:, :6], kind, temperature) + torch.nn.functional.cross_entropy(student, labels)
+    wanted = torch.autograd.grad(whole, student)[0]
+    for k in (4, 6, 8):
+        wide = torch.cat((student, none), -1).detach().requires_grad_()
+        targets = exact(teacher, k, "bucket", temperature)
+        soft, hard = sparse_and_label_loss(wide, targets, labels, kind, temperature)
+        found = torch.autograd.grad(soft + hard, wide)[0]
+        assert (found[:, 6:] == 0).all()
+        if k >= 6:
+            torch.testing.assert_close(found[:, :6], wanted)
+
+
+@pytest.mark.parametrize(
+    ("width", "labels", "message"),
+    [
+        (6, None, r"list token 8, and the student's logits have 6 tokens"),
+        (9, [0, 9], "label 9 is none of the 9 classes"),
+        (9, [0, -1], "label -1 is none of the 9 classes"),
+        (9, [0], "but the labels"),
+        (9, [[0], [1]], "but the labels"),
+    ],
+)
+def test_ids_and_labels_that_the_student_does_not_have_are_refused(width, labels, message):
+    targets = exact(logits((2, 9), 32), 9, "bucket", 1.0)
+    own = None if labels is None else torch.tensor(labels)
+    with pytest.raises(DefinitionError, match=message):
+        sparse_and_label_loss(logits((2, width), 33), targets, own)

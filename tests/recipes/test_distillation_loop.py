@@ -178,6 +178,15 @@ def test_a_student_knows_the_classes_that_its_first_rows_lack_and_never_sees_a_v
     assert {*loop.rows.output["label"]} == {"negative"}
 
 
+@pytest.mark.parametrize("texts", [["a", "b"], ["b", None, "b"], ["c", "a", "b"]])
+def test_a_pool_without_other_texts_than_validation_rows_says_so(session, texts):
+    pool, rule = DataSource("Pool", {"text": texts}).output["text"], Rule()
+    held_out = DataSource("Validation", {"text": ["a", "b", "c"], "label": ["positive", "negative", "negative"]}).output
+    with pytest.raises(EmptyDataset, match="the pool has no text but those of validation rows.*Pass others"):
+        DistillationLoop("Loop", LINEAR, Predictor(rule), pool, held_out["text"], held_out["label"])
+    assert not rule.asked
+
+
 def test_wrong_arguments_are_refused_before_any_work(session):
     columns, rule = given(), Rule()
     for more, error, message in (

@@ -147,8 +147,15 @@ def test_a_wrong_call_is_refused(session, tiny_encoder, data, more, error, said)
 
 def test_rows_without_pairs_are_refused(session, tiny_encoder, data, tmp_path: Path):
     rows = {"text": ["good", "bad"], "label": ["a", "b"]}
-    with pytest.raises(LabelError, match="no two texts share a class"):
-        TrainSetFitClassifier("It", str(tiny_encoder), device="cpu").train(**data(rows, rows), **TRAIN)
+    pairs = {"text": ["good", "bad", "fine", "poor"], "label": ["a", "b", "a", "b"]}
+    alike = {"text": ["good", "fine"], "label": ["a", "a"]}
+    for train, validation, message in (
+        (rows, pairs, "train_input: no two texts share a class.*of the same class"),
+        (pairs, rows, "validation_input: no two texts share a class.*of the same class"),
+        (pairs, alike, "validation_input: all texts share a class.*of another class"),
+    ):
+        with pytest.raises(LabelError, match=message):
+            TrainSetFitClassifier("It", str(tiny_encoder), device="cpu").train(**data(train, validation), **TRAIN)
     with pytest.raises(DefinitionError, match=r"num_iterations=20"):
         make_pairs(np.arange(10_000) % 5, "unique", None, np.random.default_rng(0), "It")
     with pytest.raises(DefinitionError, match="classifier-chain"):

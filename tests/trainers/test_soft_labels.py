@@ -18,7 +18,13 @@ from datadreamer_like.evaluation.labels import LabelSet
 from datadreamer_like.evaluation.soft_labels import weights_of_classes
 from datadreamer_like.models import HFTransformers
 from datadreamer_like.models.trained.trained_model import TrainedModel
-from datadreamer_like.trainers import TrainHFClassifier
+from datadreamer_like.trainers import (
+    TrainEmbeddingClassifier,
+    TrainHFClassifier,
+    TrainLinearClassifier,
+    TrainSetFitClassifier,
+    TrainStaticClassifier,
+)
 
 from .conftest import Rows, opinions
 
@@ -157,8 +163,42 @@ def test_labels_that_cannot_be_learnt_are_refused_before_the_model_is_loaded(
         TrainHFClassifier("a", str(tiny_encoder)).train(**data(rows, rows), **options, **STEP)
 
 
+@pytest.mark.parametrize(
+    ("label", "options"),
+    [
+        ({"a": 0.7, "b": 0.3}, {}),
+        ([0.0, 1.0], {"classes": ["a", "b"]}),
+        ({"a": 0.7, "b": 0.6}, {"multi_label": True}),
+    ],
+)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        TrainHFClassifier,
+        TrainSetFitClassifier,
+        TrainStaticClassifier,
+        TrainEmbeddingClassifier,
+        TrainLinearClassifier,
+    ],
+)
+def test_labels_that_are_the_same_in_every_row_are_refused_and_of_validation_rows_warned_of(
+    session, tiny_encoder, data, kind, label, options, caplog
+):
+    start = () if kind is TrainLinearClassifier else (str(tiny_encoder),)
+    same = {"text": ["good", "bad", "fine"], "label": [label] * 3}
+    with pytest.raises(DataError, match="train_output is the same in every row, so there is nothing to learn"):
+        kind("Same", *start).train(**data(same, same), **options)
+    unknown = {**same, "label": [label, label, None]}
+    with pytest.raises(DataError, match="train_output.*is None in row 2"):
+        kind("None", *start).train(**data(unknown, same), **options)
+    if kind is TrainLinearClassifier:
+        other = {**same, "label": [label, label, dict.fromkeys(label, 0.5) if isinstance(label, dict) else [0.5, 0.5]]}
+        kind("Other", *start).train(**data(other, same), **options)
+        assert "validation_output is the same in every row" in caplog.text
+
+
 def test_validation_labels_of_another_class_and_weights_without_labels_are_refused(session, tiny_encoder, data):
-    train = {"text": ["good", "bad"], "label": [{"a": 1.0, "b": 0.0}] * 2}
+    train = {"text": ["good", "bad"], "label": [{"a": 1.0, "b": 0.0}, {"a": 0.0, "b": 1.0}]}
     other = {"text": ["good"], "label": [{"a": 0.5, "c": 0.5}]}
     with pytest.raises(LabelError, match=r'validation_output has probabilities of the class "c"'):
         TrainHFClassifier("a", str(tiny_encoder)).train(**data(train, other), **STEP)

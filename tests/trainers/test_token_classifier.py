@@ -16,6 +16,7 @@ from warm import printed_by
 
 from datadreamer_like import DataDreamer
 from datadreamer_like.distillation import (
+    ULD,
     Combined,
     Hidden,
     HiddenStates,
@@ -24,6 +25,7 @@ from datadreamer_like.distillation import (
     StoredTeacher,
     Supervised,
     TopK,
+    WordLevel,
 )
 from datadreamer_like.errors import ArgumentTypeError, DataError, DefinitionError, LabelError, MethodMisfit
 from datadreamer_like.evaluation.columns import check_columns
@@ -333,6 +335,9 @@ def test_wrong_teachers_and_calls_are_refused(session, teacher, tiny_encoder, da
     student = TrainHFTokenClassifier("Student", str(tiny_encoder), device="cpu")
     with pytest.raises(MethodMisfit, match="is not a token classifier"):
         student.train(**given, objective=SoftTargets(classes), **TRAIN)
+    for objective in (WordLevel, ULD):
+        with pytest.raises(MethodMisfit, match=r"is an objective for TrainHF.*, not for token classification\."):
+            student.train(**given, objective=objective(teacher), **TRAIN)
     other = {"text": ["good tea", "a day"], "spans": [[{**GOOD, "label": "other"}], []]}
     with pytest.raises(LabelError, match="the teacher lacks B-other, I-other"):
         student.train(**columns(other, other), objective=SoftTargets(teacher), **TRAIN)

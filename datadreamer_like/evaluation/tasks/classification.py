@@ -26,7 +26,7 @@ from datadreamer_like.distillation.teacher import is_multi_label, scaled_logits
 from datadreamer_like.errors import MethodMisfit
 from datadreamer_like.graph.output import Column
 
-from ..columns import read_rows
+from ..columns import check_varied, read_rows
 from ..labels import LabelSet, class_names
 from ..quality import macro_f1_of_counts
 from ..soft_labels import FloatArray, is_soft, loss_targets, soft_classes, soft_labels
@@ -81,6 +81,7 @@ class Classification(Task):
                 start += len(part)
         self.refuse_long(too_long, text_name)
         joined = {name: np.concatenate([part[name] for part in fields]) for name in fields[0]}
+        self.check_varied(joined, label_name)
         return Examples({"input_ids": input_ids, **joined}, input_ids.lengths)
 
     def label_fields(
@@ -96,6 +97,14 @@ class Classification(Task):
         own = soft_classes(column, where, self.soft_classes)
         found, shares = soft_labels(labels, own, self.labels, where, start)
         return {"labels": found, "probabilities": shares}
+
+    def check_varied(self, fields: Mapping[str, np.ndarray[Any, Any]], where: str) -> None:
+        """Refuses soft labels, as of `label_fields`, that are the same in every row, unless a teacher teaches the rows.
+
+        Raises `DataError`; for validation rows it warns. `find_labels` does so for other labels.
+        """
+        if not self.optional and "probabilities" in fields:
+            check_varied((row.tobytes() for row in fields["probabilities"]), where)
 
     def collate(self, examples: Sequence[Mapping[str, Any]]) -> Batch:
         """Returns a batch; `labels` are [batch] or [batch, classes]."""

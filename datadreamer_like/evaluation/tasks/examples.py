@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset, Sampler
 
+_VALUES = 1 << 20  # that are read at a time
+
 
 class Ragged:
     """Sequences of different lengths in a file, of integers or another `dtype`, memory-mapped when read.
@@ -56,6 +58,11 @@ class Ragged:
         """Length of each sequence."""
         return np.diff(self.starts)
 
+    def highest(self) -> int:
+        """Returns the highest value of all sequences; -1 without any."""
+        parts = (self._flat[start : start + _VALUES] for start in range(0, len(self._flat), _VALUES))
+        return max((int(part.max()) for part in parts), default=-1)
+
     def __len__(self) -> int:
         return len(self.starts) - 1
 
@@ -90,6 +97,11 @@ class Examples(Dataset[dict[str, Any]]):
         """Index of each row among all rows that were read."""
         return np.delete(np.arange(len(self.lengths) + len(self.dropped)), np.asarray(self.dropped, dtype=np.int64))
 
+    def highest_token(self) -> int:
+        """Returns the highest token id of all rows; -1 without any."""
+        tokens = [each for each in self.fields.values() if isinstance(each, Ragged) and each.dtype is np.int32]
+        return max((each.highest() for each in tokens), default=-1)
+
     def __len__(self) -> int:
         return len(self.lengths)
 
@@ -110,6 +122,11 @@ class Paired(Examples):
         dropped = np.setdiff1d(np.arange(total), kept).tolist()
         super().__init__({}, np.maximum(first.lengths[ours], second.lengths[theirs]), dropped)
         self._pairs = first, ours, second, theirs
+
+    def highest_token(self) -> int:
+        """Returns the highest token id of all rows; see `Examples.highest_token`."""
+        first, _, second, _ = self._pairs
+        return max(first.highest_token(), second.highest_token())
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         first, ours, second, theirs = self._pairs

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -140,15 +140,16 @@ class Task(ABC):
     def check_objective(cls, objective: Objective) -> None:
         """Raises `MethodMisfit` if an objective is for other tasks, or needs outputs that tasks do not give."""
         fits, missing = objective.fits, sorted(objective.wants - _GIVEN)
+        spoken = "masked language modelling" if cls.kind == "masked" else cls.kind
         if fits is not None and cls.kind not in fits:
             fitting = [trainer for kind, trainer in _TRAINERS.items() if kind in fits]
             raise MethodMisfit(
                 f"{type(objective).__name__} is an objective for {' and '.join(fitting) or 'other trainers'}, not for "
-                f"{cls.kind}. Choose another objective, such as SoftTargets(teacher), or another trainer."
+                f"{spoken}. Choose another objective, such as SoftTargets(teacher), or another trainer."
             )
         if missing:
             raise MethodMisfit(
-                f"The objective needs {' and '.join(missing)}, but models for {cls.kind} give "
+                f"The objective needs {' and '.join(missing)}, but models for {spoken} give "
                 f"{', '.join(sorted(_GIVEN))} here. Choose another objective, or another trainer."
             )
 
@@ -209,6 +210,27 @@ def run_model(model: Any, batch: Batch, wants: frozenset[str], prefix: str = "",
         projections=tuple(projections) if projections else None,
         mask=batch["mask" if prefix else "attention_mask"].bool(),
     )
+
+
+def check_student(model: Any, wants: frozenset[str], task: Task, examples: Iterable[Examples]) -> None:
+    """Checks a student, once loaded, before its first step; see `check_attentions`.
+
+    Raises `MethodMisfit` also if the rows or the padding have tokens that its embedding lacks.
+    """
+    check_attentions(model, wants, "the student")
+    reader: Any = next((each for each in model.modules() if hasattr(each, "get_input_embeddings")), None)
+    known = None
+    with suppress(NotImplementedError):  # of code that comes with a model
+        known = None if reader is None else getattr(reader.get_input_embeddings(), "num_embeddings", None)
+    if known is None:
+        return
+    token = max(task.padding, *(each.highest_token() for each in examples))
+    if token >= known:
+        raise MethodMisfit(
+            f"The tokenizer gives the token {task.tokenizer.convert_ids_to_tokens(token)!r} the id {token}, and "
+            f"{type(model).__name__} has embeddings for the ids 0 to {known - 1}. Use the tokenizer of this model, or "
+            "save the model with an embedding for each token: model.resize_token_embeddings(len(tokenizer))."
+        )
 
 
 def check_attentions(model: Any, wants: frozenset[str], whose: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 import torch
@@ -40,6 +40,8 @@ class TokenClassification(Task):
     Attributes:
         class_weights: [tags], weights of the loss; None for none.
     """
+
+    kind: ClassVar[str] = "token classification"
 
     def __init__(
         self,

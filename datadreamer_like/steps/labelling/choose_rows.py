@@ -80,13 +80,21 @@ class ChooseRowsToLabel(Step):
             self.register_data_card(DataCardType.MODEL_NAME, shown_model(model))
         seen = set(self.args["exclude"])
         places: dict[str, int] = {}
+        missing, excluded = 0, 0
         for place, text in enumerate(self.inputs["texts"]):
-            if text is not None and text not in seen:
-                if not isinstance(text, str):
-                    raise ArgumentTypeError(f'"{self.name}": texts has {text!r} in row {place}, which is not a text.')
+            if text is None:
+                missing += 1
+            elif not isinstance(text, str):
+                raise ArgumentTypeError(f'"{self.name}": texts has {text!r} in row {place}, which is not a text.')
+            elif text in seen:
+                excluded += 1
+            else:
                 places.setdefault(text, place)
         if not places:
-            raise EmptyDataset(f'"{self.name}": no text is left to choose from. Stop here, or add texts to the pool.')
+            raise EmptyDataset(
+                f'"{self.name}": no text is left to choose from: {excluded:,} rows have a text of `exclude`, and '
+                f"{missing:,} have none. Stop here, or add texts to the pool."
+            )
         texts = list(places)
         scores = self._scores(texts)
         order = np.random.default_rng(self.args["seed"]).permutation(len(texts))

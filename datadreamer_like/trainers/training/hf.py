@@ -21,7 +21,7 @@ from datadreamer_like.distillation import Objective, Supervised
 from datadreamer_like.errors import DefinitionError, check_flag, require_extra
 from datadreamer_like.evaluation.columns import Columns, check_columns
 from datadreamer_like.evaluation.tasks.examples import Examples, Paired
-from datadreamer_like.evaluation.tasks.task import Task, check_attentions
+from datadreamer_like.evaluation.tasks.task import Task, check_student
 from datadreamer_like.graph import current_usage
 from datadreamer_like.graph.fingerprint import fingerprint
 from datadreamer_like.graph.identity import class_part
@@ -237,7 +237,7 @@ class HFTrainer(Trainer):
             if self._origin.gguf_file is not None and self.quantization_config is None:
                 forget_gguf(model)
             model.config.pad_token_id = task.padding
-            check_attentions(model, minimised.wants, "the student")
+            check_student(model, minimised.wants, task, examples.values())
             kept = masks(model)
             # Seed again, so that new weights and batches do not depend on what was drawn before, also after a resume.
             transformers.set_seed(training.seed)

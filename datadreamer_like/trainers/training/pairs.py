@@ -93,12 +93,12 @@ class _Picked:
 
 
 def pair_examples(
-    rows: Examples, strategy: Sampling, partners: int | None, generator: np.random.Generator, name: str
+    rows: Examples, strategy: Sampling, partners: int | None, generator: np.random.Generator, where: str
 ) -> Examples:
-    """Returns the pairs of tokenized rows as examples."""
+    """Returns the pairs of tokenized rows as examples; see `make_pairs`."""
     labels = np.asarray(rows.fields["labels"])
     known = np.flatnonzero((labels.reshape(len(labels), -1) != IGNORED_LABEL).all(1))
-    first, second, same = make_pairs(labels[known], strategy, partners, generator, name)
+    first, second, same = make_pairs(labels[known], strategy, partners, generator, where)
     first, second = known[first], known[second]
     fields: dict[str, Any] = {
         kind: _Picked(rows.fields["input_ids"], chosen) for kind, chosen in (("first", first), ("second", second))
@@ -108,7 +108,7 @@ def pair_examples(
 
 
 def make_pairs(
-    labels: Array, strategy: Sampling, partners: int | None, generator: np.random.Generator, name: str
+    labels: Array, strategy: Sampling, partners: int | None, generator: np.random.Generator, where: str
 ) -> tuple[Array, Array, Array]:
     """Returns pairs of different rows: the index of each [pairs], and whether they share a class.
 
@@ -116,7 +116,7 @@ def make_pairs(
     its classes, if any has, and as many of others; else the pairs are all, balanced by `strategy`.
 
     Raises:
-        LabelError: No two rows share a class, or all do. `name`, the trainer's, is for the message.
+        LabelError: No two rows share a class, or all do. `where` is what the message calls the rows.
         DefinitionError: There are too many pairs.
     """
     several = labels.ndim > 1
@@ -131,15 +131,16 @@ def make_pairs(
     else:
         if len(labels) * (len(labels) - 1) // 2 > _MOST_PAIRS:
             raise DefinitionError(
-                f'"{name}": {len(labels):,} texts have over {_MOST_PAIRS:,} pairs. Pass num_iterations=20 to draw some '
+                f"{where}: {len(labels):,} texts have over {_MOST_PAIRS:,} pairs. Pass num_iterations=20 to draw some "
                 "for each text."
             )
         first, second = np.triu_indices(len(labels), k=1)
     same: Array = shared(first, second)
     positive, negative = np.flatnonzero(same), np.flatnonzero(~same)
     if not len(positive) or not len(negative):
-        have = "no two texts share a class" if not len(positive) else "all texts share a class"
-        raise LabelError(f'"{name}": {have}, so there are no pairs to compare. Add labelled texts.')
+        have = "all texts share a class" if len(positive) else "no two texts share a class"
+        lacking = "another class" if len(positive) else "the same class"
+        raise LabelError(f"{where}: {have}, so there are no pairs to compare. Add texts of {lacking}.")
     if partners is None and strategy != "unique":
         size = (max if strategy == "oversampling" else min)(len(positive), len(negative))
         positive, negative = (_resized(each, size, generator) for each in (positive, negative))
