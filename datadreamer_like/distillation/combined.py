@@ -15,6 +15,7 @@ from .generated import Beams, Completions
 from .objectives import HardTargets, Objective, Supervised
 from .outputs import Batch, Outputs, WeightedMean
 from .signals import Signals
+from .stored_teacher import StoredTeacher
 from .teacher import Teacher, TextTeacher
 
 
@@ -22,7 +23,8 @@ from .teacher import Teacher, TextTeacher
 class Combined(Objective):
     """The weighted sum of several objectives.
 
-    Objectives with a teacher must share it; each has one positive weight.
+    Objectives with a teacher must share it; each has one positive weight. Some may read it through a `StoredTeacher`:
+    then all do, but for a classifier's logits, which are stored for each text.
 
     Example:
         `Combined([SoftTargets(teacher), HiddenStates(teacher)], weights=[1.0, 0.5])`
@@ -44,8 +46,15 @@ class Combined(Objective):
         for place, weight in enumerate(self.weights):
             check_number(weight, f"weights[{place}]", over=True)
         teachers = [objective.teacher for objective in self.objectives if objective.teacher is not None]
-        if any(teacher is not teachers[0] for teacher in teachers):
+        stored = [teacher for teacher in teachers if isinstance(teacher, StoredTeacher)]
+        behind = [teacher.teacher if isinstance(teacher, StoredTeacher) else teacher for teacher in teachers]
+        if any(teacher is not behind[0] for teacher in behind):
             raise DefinitionError("The objectives have different teachers. Give all of them the same one.")
+        if any(teacher != stored[0] for teacher in stored):
+            raise DefinitionError(
+                "The objectives read different signals of one teacher. Give all of them one StoredTeacher with a list "
+                "of signals, such as StoredTeacher(teacher, [TopK(16), Hidden([6])])."
+            )
         for what in ("beams", "completions"):
             if len([each for each in self.objectives if getattr(each, what) is not None]) > 1:
                 raise DefinitionError(f"Two of the objectives choose the answers to learn ({what}). Keep one of them.")
@@ -67,8 +76,9 @@ class Combined(Objective):
 
     @property
     def teacher(self) -> Teacher | TextTeacher | None:  # type: ignore[override]
-        """The shared teacher."""
-        return next((each.teacher for each in self.objectives if each.teacher is not None), None)
+        """The shared teacher: a `StoredTeacher` if one of the objectives has one."""
+        teachers = [each.teacher for each in self.objectives if each.teacher is not None]
+        return next((each for each in teachers if isinstance(each, StoredTeacher)), next(iter(teachers), None))
 
     @property
     def wants(self) -> frozenset[str]:

@@ -44,7 +44,7 @@ class StoredTeacher:
     for themselves only. The teacher is loaded only to answer, before the student is, and unloaded again. The student
     reads the same tokens, so it needs the teacher's tokenizer.
 
-    A classifier's logits are stored without it: pass that teacher itself.
+    A classifier's logits are stored without it: pass that teacher itself, also together with stored hidden states.
 
     Example:
         `student.train(..., objective=SoftTargets(StoredTeacher(teacher), temperature=1.0, alpha=1.0))`

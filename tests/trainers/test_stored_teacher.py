@@ -164,6 +164,35 @@ def test_a_classifier_learns_stored_hidden_states(session, tiny_encoder, data):
     assert curves[1] == pytest.approx(curves[0], rel=2e-3)
 
 
+@pytest.mark.parametrize("labelled", [True, False], ids=["labels", "no labels"])
+def test_a_classifier_learns_stored_hidden_states_and_logits_at_once(session, tiny_encoder, data, labelled):
+    columns = data(opinions(24), opinions(8, seed=1))
+    first = TrainHFClassifier("Teacher", str(tiny_encoder)).train(**columns, **OPTIONS)
+    teacher = Counted.of(Path(first.model_path), AutoModelForSequenceClassification)
+    columns = columns if labelled else {**columns, "train_output": None}
+    stored, curves, asked = StoredTeacher(teacher, Hidden([1, 2])), [], []
+    alpha = 0.5 if labelled else 1.0
+    for name, states, logits in (
+        ("live", teacher, teacher), ("stored", stored, stored),
+        ("stored apart", StoredTeacher(teacher, Hidden([1, 2])), teacher),
+    ):  # fmt: skip
+        objective = Combined([HiddenStates(states), SoftTargets(logits, alpha=alpha)], [1.0, 1.0])
+        trainer = TrainHFClassifier(name, str(tiny_encoder)).train(**columns, objective=objective, **OPTIONS)
+        curves.append(history(trainer))
+        asked.append(teacher.rows)
+    assert curves[1] == pytest.approx(curves[0], rel=2e-3)
+    assert curves[2] == curves[1]
+    texts = {*opinions(24)["text"], *opinions(8, seed=1)["text"]}
+    assert asked[2] == asked[1] == asked[0] + 2 * len(texts)  # once for its states, once for its logits
+
+
+def test_signals_of_one_teacher_that_differ_are_refused(session, tiny_encoder):
+    teacher = TrainedModel(tiny_encoder)
+    first, second = (StoredTeacher(teacher, Hidden([layer])) for layer in (1, 2))
+    with pytest.raises(DefinitionError, match="different signals of one teacher.*one StoredTeacher with a list"):
+        Combined([HiddenStates(first), HiddenStates(second)], [1.0, 1.0])
+
+
 def test_only_changed_rows_are_asked(session, tiny_causal_lm, students, data):
     teacher = Counted.of(tiny_causal_lm)
     objective = SoftTargets(StoredTeacher(teacher, TopK(4)), alpha=1.0)

@@ -13,7 +13,14 @@ import numpy as np
 import torch
 from transformers import PretrainedConfig
 
-from datadreamer_like.distillation import Objective, Outputs, SignalStore, StoredTeacher, check_same_vocabulary
+from datadreamer_like.distillation import (
+    Combined,
+    Objective,
+    Outputs,
+    SignalStore,
+    StoredTeacher,
+    check_same_vocabulary,
+)
 from datadreamer_like.distillation.signal_store import Part, row_key
 from datadreamer_like.distillation.signals import Columns, TopK
 from datadreamer_like.distillation.stored_teacher import Described, Generations
@@ -38,7 +45,8 @@ _LOGITS_A_BATCH = 1 << 26  # 256 MB in fp32
 class SignalReader:
     """The signals of a stored teacher for the rows of a training; `outputs` gives those of a batch.
 
-    Made before the student is loaded: the teacher is loaded if rows are missing, and unloaded again.
+    Made before the student is loaded: the teacher is loaded if rows are missing, and unloaded again. What the objective
+    reads of the teacher, but for what is `given` otherwise, must be among the signals.
 
     Raises:
         MethodMisfit, DefinitionError: The teacher or its signals do not fit the task, the objective or the student's
@@ -54,10 +62,11 @@ class SignalReader:
         config: PretrainedConfig,
         device: torch.device,
         folder: Path,
+        given: frozenset[str] = frozenset(),
     ) -> None:
         self.stored, self.task, self.device = stored, task, device
         self.kinds = tuple(each.at(objective.temperatures) for each in stored.kinds)
-        self._check(objective, config)
+        self._check(objective, config, given)
         self.tokens = len(task.tokenizer)
         self._check_head(getattr(config.get_text_config(), "vocab_size", self.tokens))
         self._examples = [(split, row) for split in examples.values() for row in range(len(split))]
@@ -85,8 +94,8 @@ class SignalReader:
             fields |= signals.restore(columns, self._mask(signals.reads, batch))
         return Outputs(**fields)
 
-    def _check(self, objective: Objective, config: PretrainedConfig) -> None:
-        kinds, wants = self.kinds, objective.teacher_wants
+    def _check(self, objective: Objective, config: PretrainedConfig, given: frozenset[str]) -> None:
+        kinds, wants = self.kinds, objective.teacher_wants - given
         names = " and ".join(type(each).__name__ for each in kinds)
         if missing := sorted(wants - {each.reads for each in kinds}):
             raise MethodMisfit(
@@ -111,7 +120,9 @@ class SignalReader:
                 "a transformers model as teacher."
             )
         check_same_vocabulary(self.stored, self.task.tokenizer)
-        objective.check_signals(kinds, Described(config), self.stored.model)
+        for each in _parts(objective):
+            if each.teacher_wants - given:
+                each.check_signals(kinds, Described(config), self.stored.model)
 
     def _check_head(self, student_logits: int) -> None:
         if student_logits < self.tokens:
@@ -188,6 +199,15 @@ class SignalReader:
             f"{self._asked:,}", f"{rows:,}", kinds, size,
         )  # fmt: skip
         return f"{kinds} of {rows:,} rows, {tokens:,} tokens, {size:.0f} bytes a token"
+
+
+def _parts(objective: Objective) -> Iterator[Objective]:
+    """The objectives that a `Combined` one adds up, or the one given."""
+    if isinstance(objective, Combined):
+        for each in objective.objectives:
+            yield from _parts(each)
+    else:
+        yield objective
 
 
 @contextmanager

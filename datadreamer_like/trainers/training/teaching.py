@@ -43,7 +43,7 @@ from datadreamer_like.models.trained.model_node import ModelNode
 
 from .finite import check_weights
 from .own_tokens import named_row, own_tokens_teacher
-from .signals import SignalReader
+from .signals import SignalReader, unload_teacher
 
 TeacherAnswers = Callable[[Batch, int], Outputs | None]
 """Returns a teacher's outputs for a batch of a student that has this number of classes or tokens; None if untaught."""
@@ -142,13 +142,36 @@ def prepare_teacher(
                 f"{type(objective).__name__} reads other tokens than those of the rows, for which a StoredTeacher has "
                 "no signals. Pass the teacher itself."
             )
-        signals = SignalReader(teacher, objective, task, examples, config, device, cache)
-        answers = {split: partial(signals.outputs, split) for split in examples}
+        # A classifier's logits are stored for each text: together with other signals, they come from there.
+        given = wants & task.stored if wants - task.stored else frozenset[str]()
+        given -= {each.reads for each in teacher.kinds}
+        signals = SignalReader(teacher, objective, task, examples, config, device, cache, given)
+        answers: dict[str, TeacherAnswers] = {split: partial(signals.outputs, split) for split in examples}
+        if given:
+            own: Any = teacher.teacher
+            task.check_teacher(own)
+            with unload_teacher(own):
+                logits = _of_texts(own, task, columns, device, max_length, cache)
+            answers = {split: partial(_both, answers[split], logits[split]) for split in answers}
         return Teaching(answers, teacher.model, signals.facts, objective.takes_factors)
     if "logits" in wants:
         task.check_teacher(teacher)
     if not wants <= task.stored:
         return _live(objective, task, examples)
+    return Teaching(_of_texts(teacher, task, columns, device, max_length, cache))
+
+
+def _both(signals: TeacherAnswers, logits: TeacherAnswers, batch: Batch, student_logits: int) -> Outputs | None:
+    found, of_texts = signals(batch, student_logits), logits(batch, student_logits)
+    assert found is not None
+    assert of_texts is not None
+    return replace(found, logits=of_texts.logits)
+
+
+def _of_texts(
+    teacher: Any, task: Task, columns: Columns, device: torch.device, max_length: int | None, cache: Path
+) -> dict[str, TeacherAnswers]:
+    """The logits that a teacher of classes gives to each text, by split; asked for once, and stored."""
     store = StoredAnswers(cache / "teachers" / fingerprint([teacher, max_length], "the objective's teacher"))
     usage, asked = current_usage(), 0
 
@@ -164,7 +187,7 @@ def prepare_teacher(
         rows = store.rows(next(iter(split.values())).values(), ask)
         return lambda batch, student_logits: Outputs(logits=task.aligned(teacher, rows[batch["rows"]], student_logits))
 
-    return Teaching({split: stored(each) for split, each in columns.items()})
+    return {split: stored(each) for split, each in columns.items()}
 
 
 def _live(objective: Objective, task: Task, examples: Mapping[str, Examples]) -> Teaching:
