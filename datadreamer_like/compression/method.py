@@ -14,6 +14,7 @@ from torch import nn
 
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, MethodMisfit
 from datadreamer_like.formats import foreign
+from datadreamer_like.formats.modules import stacked_experts
 from datadreamer_like.formats.quantizer import has_codes
 
 from .calibration import Batches, Corpus
@@ -120,6 +121,7 @@ class CompressionMethod(ABC):
         with torch.set_grad_enabled(self.needs_gradients):
             self.change(small, data)
         self.warn_of_refilled(model, small)
+        self.warn_of_experts(small)
         return small if tokenizer is None else (small, tokenizer)
 
     def warn_of_refilled(self, before: nn.Module, after: nn.Module) -> None:
@@ -134,6 +136,20 @@ class CompressionMethod(ABC):
                 f"{lost:,}",
                 f"{zeros:,}",
             )
+
+    def warn_of_experts(self, after: nn.Module) -> None:
+        """Warns if a method of layers has left experts as they were, since one tensor holds the weights of all."""
+        left = stacked_experts(after, getattr(self, "exclude", ()))
+        if not left or not (hasattr(self, "exclude") or hasattr(self, "methods")):
+            return
+        logging.getLogger("datadreamer_like").warning(
+            '%s leaves %s weights of experts as they are: "%s" and %d other tensors hold those of several layers each, '
+            "and only layers are changed. Magnitude and Cast change them too.",
+            self,
+            f"{sum(tensor.numel() for tensor in left.values()):,}",
+            next(iter(left)),
+            len(left) - 1,
+        )
 
     def _check(self, model: nn.Module, calibration: object, tokenizer: object) -> None:
         if not isinstance(model, nn.Module):
