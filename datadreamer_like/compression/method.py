@@ -16,6 +16,7 @@ from datadreamer_like.errors import ArgumentTypeError, DefinitionError, MethodMi
 from datadreamer_like.formats import foreign
 from datadreamer_like.formats.modules import stacked_experts
 from datadreamer_like.formats.quantizer import has_codes
+from datadreamer_like.formats.sparse import sparse_names
 
 from .calibration import Batches, Corpus
 from .zeros import refilled
@@ -139,8 +140,11 @@ class CompressionMethod(ABC):
 
     def warn_of_experts(self, after: nn.Module) -> None:
         """Warns if a method of layers has left experts as they were, since one tensor holds the weights of all."""
-        left = stacked_experts(after, getattr(self, "exclude", ()))
-        if not left or not (hasattr(self, "exclude") or hasattr(self, "methods")):
+        if not (hasattr(self, "exclude") or hasattr(self, "methods")):
+            return
+        found, sparse = stacked_experts(after, getattr(self, "exclude", ())), set(sparse_names(after))
+        left = {name: tensor for name, tensor in found.items() if name not in sparse or self.kind == "quantization"}
+        if not left:
             return
         logging.getLogger("datadreamer_like").warning(
             '%s leaves %s weights of experts as they are: "%s" and %d other tensors hold those of several layers each, '

@@ -228,17 +228,16 @@ def inner_linears(model: nn.Module, exclude: Sequence[str] = ()) -> dict[str, nn
 def stacked_experts(model: nn.Module, exclude: Sequence[str] = ()) -> dict[str, Tensor]:
     """Finds the tensors inside the blocks that hold the weights of several layers, those of experts, by name.
 
-    They are neither sparse nor in modules that a pattern in `exclude` matches.
+    Those in modules that a pattern in `exclude` matches are left out.
     """
-    from .sparse import sparse_names
-
-    blocks, sparse = tuple(f"{stack.name}." for stack in stacks(model)), set(sparse_names(model))
+    blocks = tuple(f"{stack.name}." for stack in stacks(model))
+    convolutions = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
     return {
         f"{name}.{last}": tensor
         for name, module in model.named_modules()
-        if name.startswith(blocks) and not isinstance(module, nn.modules.conv._ConvNd) and not matches(name, exclude)
+        if name.startswith(blocks) and not isinstance(module, convolutions) and not matches(name, exclude)
         for last, tensor in module.named_parameters(recurse=False)
-        if tensor.dim() == 3 and f"{name}.{last}" not in sparse
+        if tensor.dim() == 3
     }
 
 

@@ -53,10 +53,19 @@ def test_one_that_changes_them_or_was_told_to_leave_them_says_nothing(method: An
     assert not said(caplog)
 
 
+def test_experts_that_were_pruned_are_left_by_quantization_too(caplog: pytest.LogCaptureFixture):
+    sparse = Magnitude(0.5).apply(FAMILIES["mixtral"]())
+    with caplog.at_level(logging.WARNING, "datadreamer_like"):
+        GPTQ(4, 16).apply(sparse, tiny_models.batches(sparse, count=1))
+    assert len(said(caplog)) == 1
+
+
 def test_formats_that_code_layers_refuse_them_before_the_work(tmp_path: Path):
     model = FAMILIES["mixtral"]()
     tokenizer = tiny_models.word_pieces(["a small cat sat on the mat"])
     student = TrainedModel.save(model, tokenizer, tmp_path / "model")
+    sparse = TrainedModel.save(Magnitude(0.5).apply(model), tokenizer, tmp_path / "sparse")
+    assert 'as "safetensors"' in (sparse.why_not_export("gptq") or "")
     for name, options in [
         ("gptq", {}), ("gguf", {}), *(("compressed-tensors", {"scheme": each}) for each in ("W8A8", "FP8_DYNAMIC")),
     ]:  # fmt: skip
