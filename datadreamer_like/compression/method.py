@@ -14,7 +14,9 @@ from torch import nn
 
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, MethodMisfit
 from datadreamer_like.formats import foreign
+from datadreamer_like.formats.modules import stacked_experts
 from datadreamer_like.formats.quantizer import has_codes
+from datadreamer_like.formats.sparse import sparse_names
 
 from .calibration import Batches, Corpus
 from .zeros import refilled
@@ -120,6 +122,7 @@ class CompressionMethod(ABC):
         with torch.set_grad_enabled(self.needs_gradients):
             self.change(small, data)
         self.warn_of_refilled(model, small)
+        self.warn_of_experts(small)
         return small if tokenizer is None else (small, tokenizer)
 
     def warn_of_refilled(self, before: nn.Module, after: nn.Module) -> None:
@@ -134,6 +137,23 @@ class CompressionMethod(ABC):
                 f"{lost:,}",
                 f"{zeros:,}",
             )
+
+    def warn_of_experts(self, after: nn.Module) -> None:
+        """Warns if a method of layers has left experts as they were, since one tensor holds the weights of all."""
+        if not (hasattr(self, "exclude") or hasattr(self, "methods")):
+            return
+        found, sparse = stacked_experts(after, getattr(self, "exclude", ())), set(sparse_names(after))
+        left = {name: tensor for name, tensor in found.items() if name not in sparse or self.kind == "quantization"}
+        if not left:
+            return
+        logging.getLogger("datadreamer_like").warning(
+            '%s leaves %s weights of experts as they are: "%s" and %d other tensors hold those of several layers each, '
+            "and only layers are changed. Magnitude and Cast change them too.",
+            self,
+            f"{sum(tensor.numel() for tensor in left.values()):,}",
+            next(iter(left)),
+            len(left) - 1,
+        )
 
     def _check(self, model: nn.Module, calibration: object, tokenizer: object) -> None:
         if not isinstance(model, nn.Module):

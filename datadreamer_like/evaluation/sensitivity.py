@@ -32,7 +32,7 @@ class Sensitivity:
     Attributes:
         divergences: Nats by bits, for each layer or block by name, in the order of the model: the mean of
             `KL(p ‖ p')` over texts, over the classes of each text where each is a decision of its own, or over tokens
-            of a language model, where p' is the output with that part quantized.
+            of a language model, where p' is the output with that part quantized; infinite where that is NaN.
     """
 
     divergences: dict[str, dict[int, float]]
@@ -130,15 +130,27 @@ def sensitivity(
         count = 0
         for batch in _batches(trained, texts, batch_size, max_length):
             expected = _log_probabilities(model, batch)
+            if expected.isnan().any():
+                raise DataError(
+                    f"The logits of {type(model).__name__} are NaN or infinite before anything is rounded, so nothing "
+                    "can be compared. Load the model in float32, or look at how it was trained."
+                )
             count += len(expected)
             for name, members in parts.items():
                 for each, rounding in methods.items():
                     made = {member: rounding.coded(member, layers[member]) for member in members}
                     with _replaced(model, made):
                         found = _log_probabilities(model, batch)
-                    sums[name][each] += float((expected.exp() * (expected - found)).sum())
+                    sums[name][each] += _divergence(expected, found)
     # A divergence is not negative, but for rounding.
-    return Sensitivity({name: {k: max(0.0, v / count) for k, v in found.items()} for name, found in sums.items()})
+    return Sensitivity({name: {k: max(v / count, 0.0) for k, v in found.items()} for name, found in sums.items()})
+
+
+def _divergence(expected: Tensor, found: Tensor) -> float:
+    """The sum of `KL(p ‖ p')` over rows of log-probabilities; infinite where p' is NaN, or 0 where p is not."""
+    possible = expected > float("-inf")  # the others add 0
+    terms = expected[possible].exp() * (expected[possible] - found[possible])
+    return float(terms.sum().nan_to_num(nan=float("inf"), posinf=float("inf")))
 
 
 def _parts(model: nn.Module, layers: dict[str, nn.Module]) -> dict[str, list[str]]:

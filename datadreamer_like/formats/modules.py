@@ -225,6 +225,22 @@ def inner_linears(model: nn.Module, exclude: Sequence[str] = ()) -> dict[str, nn
     return {name: layer for name, layer in linears(model, exclude).items() if name not in heads}
 
 
+def stacked_experts(model: nn.Module, exclude: Sequence[str] = ()) -> dict[str, Tensor]:
+    """Finds the tensors inside the blocks that hold the weights of several layers, those of experts, by name.
+
+    Those in modules that a pattern in `exclude` matches are left out.
+    """
+    blocks = tuple(f"{stack.name}." for stack in stacks(model))
+    convolutions = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    return {
+        f"{name}.{last}": tensor
+        for name, module in model.named_modules()
+        if name.startswith(blocks) and not isinstance(module, convolutions) and not matches(name, exclude)
+        for last, tensor in module.named_parameters(recurse=False)
+        if tensor.dim() == 3
+    }
+
+
 def is_linear(module: nn.Module | None) -> bool:
     """Whether a module is an `nn.Linear` or `Conv1D`, none of their subclasses, with floating-point weights."""
     return type(module) in (nn.Linear, Conv1D) and cast(Tensor, cast(Any, module).weight).is_floating_point()

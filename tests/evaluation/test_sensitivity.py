@@ -80,6 +80,41 @@ def test_tokens_of_a_language_model_count_without_padding(tmp_path: Path) -> Non
         assert each[2] == pytest.approx(wanted, rel=1e-3)
 
 
+def test_logits_that_are_not_finite_are_never_a_divergence_of_zero(tmp_path: Path) -> None:
+    tokenizer = word_pieces(TEXTS)
+    overflowing = llama(tokenizer)
+    mlp = overflowing.model.layers[0].mlp
+    with torch.no_grad():
+        mlp.up_proj.weight.mul_(3e4)
+        mlp.gate_proj.weight.mul_(1e3)
+    broken = TrainedModel(save(overflowing.half(), tokenizer, tmp_path / "half"))  # its weights are finite
+    with pytest.raises(DataError, match="logits of LlamaForCausalLM are NaN or infinite before anything is rounded"):
+        sensitivity(broken, TEXTS, bits=(4,))
+
+    student = TrainedModel(save(llama(tokenizer), tokenizer, tmp_path / "student"))
+    before = sensitivity(student, TEXTS, bits=(2,), by="block").divergences
+    first, second = before
+
+    def banned(_: object, __: object, logits: torch.Tensor) -> torch.Tensor:  # a class that is impossible in both
+        return torch.cat([logits, torch.full_like(logits[..., :1], float("-inf"))], -1)
+
+    def overflows(module: torch.nn.Module, _: object, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden if type(module.down_proj) is torch.nn.Linear else hidden * float("inf")
+
+    with student.model.lm_head.register_forward_hook(banned):
+        assert sensitivity(student, TEXTS, bits=(2,), by="block").divergences == {
+            name: {2: pytest.approx(found[2])} for name, found in before.items()
+        }
+    with student.model.model.layers[0].mlp.register_forward_hook(overflows):
+        measured = sensitivity(student, TEXTS, bits=(2,), by="block")
+    assert "inf" in str(measured)
+    assert measured.most_sensitive(2, 1) == [first]
+    assert measured.plot() is not None
+    found = measured.divergences
+    assert found[first][2] == float("inf")
+    assert found[second][2] == pytest.approx(before[second][2])
+
+
 def test_what_cannot_be_measured_is_refused(student: TrainedModel, tmp_path: Path) -> None:
     with pytest.raises(ArgumentTypeError, match="texts is one text"):
         sensitivity(student, "a mat")

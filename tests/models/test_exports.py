@@ -597,7 +597,7 @@ def test_a_folder_that_was_changed_after_the_export_is_refused(graphs, lm, tmp_p
     for number, (name, edit, what) in enumerate(
         [
             ("model.onnx", lambda file: file.write_bytes(file.read_bytes()[:-10]), "was cut off"),
-            ("config.json", lambda file: file.write_text(file.read_text().replace('"b"', '"z"')), "was changed"),
+            ("config.json", lambda file: file.write_bytes(file.read_bytes()[:-10]), "was changed"),
             ("tokenizer.json", lambda file: file.unlink(), "is missing"),
         ]
     ):
@@ -609,6 +609,86 @@ def test_a_folder_that_was_changed_after_the_export_is_refused(graphs, lm, tmp_p
     (folder / "model.gguf").write_bytes((folder / "model.gguf").read_bytes()[:-100])
     with pytest.raises(StorageError, match=r"model.gguf was cut off"):
         TrainedModel.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"id2label": {"0": "a", "1": "b", "2": "c"}}, '"id2label" was {"0": "b"'),
+        ({"problem_type": "multi_label_classification"}, '"problem_type" was .* at the export, and is "multi'),
+        ({"num_hidden_layers": 1}, '"num_hidden_layers" was 2 at the export, and is 1 now'),
+        ({"id2label": None}, '"id2label" was .* and is missing now'),
+    ],
+    ids=str,
+)
+def test_a_graph_whose_config_means_something_else_is_refused(graphs, changes, says, tmp_path):
+    folder = with_config(graphs["int8"], tmp_path / "edited", changes)
+    with pytest.raises(StorageError, match=rf"config\.json: {says}.*delete export\.json"):
+        TrainedModel.load(folder, runtime="onnx")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"_name_or_path": "elsewhere", "transformers_version": "9"},
+        {"use_cache": False, "output_attentions": False},
+        {"id2label": {"0": "good", "1": "a", "2": "poor"}, "label2id": {"good": 0, "a": 1, "poor": 2}},
+    ],
+    ids=str,
+)
+def test_edits_that_change_no_answer_are_taken_in_a_graph_and_for_other_runtimes(graphs, classifier, changes, tmp_path):
+    folder = with_config(graphs["fp32"], tmp_path / "edited", changes)
+    after, before = (TrainedModel.load(each, runtime="onnx") for each in (folder, graphs["fp32"]))
+    assert (after.logits(TEXTS) == before.logits(TEXTS)).all()
+    assert after.labels == list(changes.get("id2label", before.config.id2label).values())
+    coded = classifier.export("compressed-tensors", to=tmp_path / "coded", texts=TEXTS)
+    assert TrainedModel.load(with_config(coded, tmp_path / "renamed", changes)).labels == after.labels
+    # Without the card the values of before are unknown.
+    (folder / "card.json").unlink()
+    with pytest.raises(StorageError, match=r"config\.json was changed after the export"):
+        TrainedModel.load(folder, runtime="onnx")
+
+
+def with_config(source, folder, changes):
+    """A copy of an export with other values in its config; None takes a key out."""
+    shutil.copytree(source, folder)
+    config = json.loads((folder / "config.json").read_text()) | changes
+    config = {key: value for key, value in config.items() if key not in changes or value is not None}
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    return folder
+
+
+def test_no_reason_points_to_a_format_that_refuses_the_model_too(lm, tmp_path):
+    """A causal language model is no graph, and pruned heads fit no plain config."""
+    batch = dict(lm.tokenizer(TEXTS, padding=True, return_tensors="pt"))
+    batch.pop("token_type_ids", None)
+    narrow = TrainedModel.save(pruning.Heads(0.5).apply(lm.model, [batch]), lm.tokenizer, tmp_path / "narrow")
+    sizes = {"vocab_size": lm.config.vocab_size, "n_embd": 32, "n_layer": 1, "n_head": 4}
+    fused = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes))
+    for student in (narrow, TrainedModel.save(fused, lm.tokenizer, tmp_path / "fused")):
+        for name in ("gguf", "gptq", "compressed-tensors"):
+            reason = student.why_not_export(name) or ""
+            assert reason
+            assert '"onnx"' not in reason
+        assert 'as "safetensors"' in (student.why_not_export("onnx") or "")
+
+
+def test_what_cannot_be_a_graph_is_refused_in_the_packages_own_words(classifier, lm, tmp_path):
+    sizes = {name: getattr(lm.config, name) for name in ("vocab_size", "hidden_size", "intermediate_size")}
+    config = transformers.LlamaConfig(**sizes, num_hidden_layers=1, num_attention_heads=4, num_labels=3)
+    alone = transformers.LlamaForSequenceClassification(config)  # without padding it takes one text at a time
+    student = TrainedModel.save(alone, lm.tokenizer, tmp_path / "alone")
+    assert "it runs no batch of texts" in (student.why_not_export("onnx") or "")
+    with pytest.raises(MethodMisfit, match="Set pad_token_id"):
+        student.export("onnx", to=tmp_path / "export")
+
+    vocabulary = len(classifier.tokenizer)
+    config = transformers.XLNetConfig(vocab_size=vocabulary, d_model=16, n_layer=1, n_head=2, d_inner=16, num_labels=3)
+    recurrent = transformers.XLNetForSequenceClassification(config)
+    student = TrainedModel.save(recurrent, classifier.tokenizer, tmp_path / "recurrent")
+    with pytest.raises(MethodMisfit, match='torch writes no graph of XLNetForSequenceClassification.*"safetensors"'):
+        student.export("onnx", to=tmp_path / "export")
+    assert not (tmp_path / "export").exists()
 
 
 def test_models_are_opened_on_the_runtime_that_they_are_for(graphs, classifier, lm, tmp_path):

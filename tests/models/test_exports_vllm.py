@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import signal
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,9 @@ import torch
 from datadreamer_like.models import TrainedModel
 
 PYTHON = os.environ.get("VLLM_PYTHON", "")
+TOLERANCE = 0.15
+START_AND_RUN = 1500
+"""Seconds, of which a machine without other work takes 20."""
 TEXTS = ["a small cat sat on", "dogs run in the park", "the quick brown fox"]
 # Standard output has vLLM's log too. On a CPU its 4-bit kernels, and with AMX those for int8, take no float32.
 SCRIPT = """
@@ -35,17 +41,31 @@ if __name__ == "__main__":
 def in_vllm(folder: Path, work: Path) -> list[tuple[list[int], list[float]]]:
     """The token ids of each text, and the log-probability of each but the first, in vLLM."""
     (work / "script.py").write_text(SCRIPT)
-    settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "PYTHONPATH": ""}
     command = [PYTHON, str(work / "script.py"), str(folder), json.dumps(TEXTS), str(work / "rows.json")]
-    done = subprocess.run(command, env={**os.environ, **settings, "PYTHONPATH": ""}, capture_output=True, text=True)
-    errors = "\n".join(line for line in done.stdout.splitlines() if "Error" in line)
-    assert done.returncode == 0, errors + done.stderr[-3000:]
+    log = work / "log.txt"
+    # A file, so that what was said is known of an engine that is too slow as well; a session, as it has processes.
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            command, env={**os.environ, **settings}, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    try:
+        code: int | str = process.wait(START_AND_RUN)
+    except subprocess.TimeoutExpired:
+        code = f"none after {START_AND_RUN} s"
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    lines = log.read_text(errors="replace").splitlines()
+    errors = [line for line in lines if "Error" in line]
+    assert code == 0, "\n".join([f"exit code {code}", *errors[-20:], "...", *lines[-40:]])
     rows: list[tuple[list[int], list[float]]] = json.loads((work / "rows.json").read_text())
     return rows
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 @pytest.mark.skipif(not PYTHON, reason="vLLM has an environment of its own: make test-vllm")
 @pytest.mark.parametrize("scheme", ["W8A8", "W4A16"])
 def test_vllm_computes_what_transformers_does_from_an_export(scheme: str, tmp_path: Path) -> None:
@@ -61,5 +81,7 @@ def test_vllm_computes_what_transformers_does_from_an_export(scheme: str, tmp_pa
         with torch.no_grad():
             logits = again(torch.tensor([ids])).logits[0].log_softmax(-1)
         wanted = logits[:-1].gather(1, torch.tensor(ids)[1:, None])[:, 0]
-        # The kernels round activations in other places.
-        torch.testing.assert_close(torch.tensor(found), wanted, rtol=0.06, atol=0.06)
+        # The kernels round activations in other places: by 0.01 at most. Equal probabilities of all tokens would be
+        # further away than the tolerance.
+        torch.testing.assert_close(torch.tensor(found), wanted, rtol=0, atol=TOLERANCE)
+        assert (wanted + math.log(logits.shape[-1])).abs().max() > 2 * TOLERANCE

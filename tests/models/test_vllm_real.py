@@ -46,7 +46,7 @@ def llm(tiny_for_vllm: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     yield llm
     llm.unload_model()
     for child in multiprocessing.active_children():
-        child.join(60)
+        child.join(300)
         assert not child.is_alive()
 
 
@@ -80,7 +80,7 @@ def server(tiny_for_vllm: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
         yield VLLMServer("tiny", base_url=f"http://127.0.0.1:{port}/v1", cache_folder_path=log.parent)
     finally:
         process.terminate()
-        process.wait(60)
+        process.wait(300)
 
 
 def test_greedy_chats_and_their_log_probabilities_are_those_of_transformers(llm: VLLM, peer: HFTransformers) -> None:

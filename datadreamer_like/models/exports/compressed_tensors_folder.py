@@ -21,7 +21,7 @@ from datadreamer_like.formats.modules import block_linears
 from datadreamer_like.kernels import absmax_quantize
 
 from .coded_folder import save_coded
-from .export_format import ExportFormat, not_dense
+from .export_format import ExportFormat, not_dense, why_not_coded
 from .int4 import Codes, check_group_size, chosen_group, group_codes, inputs_of, packed
 from .logits import logits_for_texts
 
@@ -62,7 +62,7 @@ class CompressedTensors(ExportFormat):
 
     def why_not(self, model: Any, tokenizer: Any) -> str | None:
         """Any model of plain shapes with `nn.Linear` layers in its blocks."""
-        if reason := not_dense(model):
+        if reason := not_dense(model) or why_not_coded(model):
             return reason
         chosen = block_linears(model)
         if not chosen or any(type(layer) is not nn.Linear for layer in chosen.values()):

@@ -12,7 +12,9 @@ import torch
 
 from datadreamer_like.errors import with_article
 from datadreamer_like.formats import layouts
+from datadreamer_like.formats.modules import stacked_experts
 
+from ..trained.model_facts import task_of
 from .int4 import Codes
 
 
@@ -64,11 +66,27 @@ def not_dense(model: Any) -> str | None:
     """Returns why no format of dense tensors and a plain config can hold a model; None if one can."""
     kinds = {entry["kind"] for entry in layouts(model)}
     if "widths" in kinds:
+        others = '"safetensors"' if writes(model) else '"onnx" or "safetensors"'
         return (
             "its layers have different widths, since parts of them were removed, and its config.json can state one for "
-            'all layers. Export it as "onnx" or "safetensors".'
+            f"all layers. Export it as {others}."
         )
     return not_transformers(model)
+
+
+def why_not_coded(model: Any) -> str | None:
+    """Returns why layers of a model cannot be codes for other runtimes; None if they can."""
+    if experts := stacked_experts(model):
+        return (
+            f'"{next(iter(experts))}" holds the weights of several experts, and only layers are coded. Export it as '
+            '"safetensors".'
+        )
+    return None
+
+
+def writes(model: Any) -> bool:
+    """Whether a model is a language model, of which no format is a graph."""
+    return task_of(model.config) in ("text-generation", "text2text-generation")
 
 
 def not_transformers(model: Any) -> str | None:

@@ -26,7 +26,7 @@ from datadreamer_like.errors import (
 
 from ..llms.gguf import read_gguf_header
 from ..llms.llamacpp_server import LlamaServer
-from .export_format import ExportFormat, not_dense
+from .export_format import ExportFormat, not_dense, writes
 from .gguf_tokenizer import add_tokenizer, splitting_of
 from .int4 import Codes
 from .logits import MAX_TOKENS
@@ -86,7 +86,8 @@ class GGUF(ExportFormat):
         if config.model_type not in _ARCHITECTURES or not type(model).__name__.endswith("ForCausalLM"):
             known = ", ".join(_ARCHITECTURES)
             kind = with_article(type(model))
-            return f'llama.cpp generates text, with models of types {known}. Export {kind} as "onnx".'
+            other = "safetensors" if writes(model) else "onnx"
+            return f'llama.cpp generates text, with models of types {known}. Export {kind} as "{other}".'
         rope = getattr(config, "rope_parameters", None) or {}
         if rope.get("rope_type", "default") != "default":
             return f'its rotary embedding is scaled ({rope["rope_type"]}). Choose "compressed-tensors".'

@@ -22,7 +22,7 @@ from datadreamer_like import formats
 from datadreamer_like.formats.modules import block_linears, weight_of
 
 from .coded_folder import save_coded
-from .export_format import ExportFormat, not_dense
+from .export_format import ExportFormat, not_dense, why_not_coded, writes
 from .int4 import Codes, check_group_size, chosen_group, group_codes, inputs_of, packed, unpacked
 from .logits import logits_for_texts
 
@@ -57,13 +57,14 @@ class GPTQLayout(ExportFormat):
 
     def why_not(self, model: Any, tokenizer: Any) -> str | None:
         """Decoders of plain shapes with `nn.Linear` layers."""
-        if reason := not_dense(model):
+        if reason := not_dense(model) or why_not_coded(model):
             return reason
         chosen = block_linears(model)
         if not type(model).__name__.endswith("ForCausalLM") or any(
             type(each) is not nn.Linear for each in chosen.values()
         ):
-            return 'the loaders of this layout know decoders of nn.Linear layers only. Export it as "onnx".'
+            other = "safetensors" if writes(model) else "onnx"
+            return f'the loaders of this layout know decoders of nn.Linear layers only. Export it as "{other}".'
         shapes = [tuple(weight_of(layer).shape) for layer in chosen.values()]
         if odd := next((outputs for outputs, _ in shapes if outputs % 8), None):
             return f'a layer has {odd} outputs, and the layout packs eight of them. Export it as "compressed-tensors".'

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from datadreamer_like.distillation.tokens import batch_of
-from datadreamer_like.errors import DefinitionError
+from datadreamer_like.errors import DefinitionError, MethodMisfit
 
 from ..trained.hf_source import forget_gguf
 from ..trained.model_facts import task_of
@@ -67,8 +67,11 @@ class ONNX(ExportFormat):
         if reason := not_transformers(model):
             return reason
         if (task := task_of(model.config)) not in _TASKS:
-            return f'its task is {task}, and the graph has no key/value cache. Export it as "gguf".'
-        return None
+            return (
+                f"its task is {task}, and the graph has no key/value cache. Export it as "
+                '"gguf" or "compressed-tensors", or, where these do not fit, as "safetensors".'
+            )
+        return _why_not_in_batches(model, tokenizer)
 
     def write(self, model: Any, tokenizer: Any, folder: Path, codes: Codes) -> None:
         """Writes the graph, then quantizes it."""
@@ -108,15 +111,41 @@ class _Outputs(nn.Module):
         return result
 
 
-def _write(model: Any, tokenizer: Any, path: Path) -> None:
-    # Two texts of more than one token: a size of 1 would be taken for a constant.
+def _inputs(tokenizer: Any) -> dict[str, Tensor]:
+    """Two texts of more than one token: a size of 1 would be taken for a constant."""
     batch = batch_of(tokenizer, ["a short text", "a text that is a little longer"], 64)
-    names = [name for name in _INPUTS if name in batch]
+    return {name: batch[name] for name in _INPUTS if name in batch}
+
+
+def _why_not_in_batches(model: Any, tokenizer: Any) -> str | None:
+    """The reason why a model computes no batch: a decoder without padding classifies single texts only."""
+    if getattr(model.config, "pad_token_id", None) is not None:
+        return None
+    batch = {name: value.to(model.device) for name, value in _inputs(tokenizer).items()}
+    try:
+        with torch.no_grad():
+            model(**batch)
+    except ValueError as error:
+        return f"it runs no batch of texts, as a graph does ({error}) Set pad_token_id in its config and train it so."
+    return None
+
+
+def _write(model: Any, tokenizer: Any, path: Path) -> None:
+    batch = _inputs(tokenizer)
     axes = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
-    torch.onnx.export(
-        _Outputs(model, names).eval(), tuple(batch[name] for name in names), path, dynamo=True, external_data=False,
-        input_names=names, output_names=[OUTPUT], dynamic_shapes=((axes,) * len(names),), verbose=False,
-    )  # fmt: skip
+    try:
+        torch.onnx.export(
+            _Outputs(model, list(batch)).eval(), tuple(batch.values()), path, dynamo=True, external_data=False,
+            input_names=list(batch), output_names=[OUTPUT], dynamic_shapes=((axes,) * len(batch),), verbose=False,
+        )  # fmt: skip
+    except torch.onnx.OnnxExporterError as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise MethodMisfit(
+            f'torch writes no graph of {type(model).__name__}, so it cannot be exported as "onnx" '
+            f'({type(cause).__name__}: {" ".join(str(cause).split()):.300}). Export it as "safetensors".'
+        ) from error
 
 
 def _strip(path: Path) -> None:

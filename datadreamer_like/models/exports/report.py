@@ -12,6 +12,7 @@ from datadreamer_like.graph.card import CARD_NAME
 from datadreamer_like.storage.digests import check_states, file_states
 
 from ..trained.config_faults import adapter_alone
+from ..trained.saved_config import CONFIG_NAME, check_config
 
 Runtime = Literal["torch", "onnx"]
 """What computes a `TrainedModel`: PyTorch, or ONNX Runtime."""
@@ -89,6 +90,8 @@ class Exported:
 def check_export(folder: Path) -> None:
     """Checks that an export's files, but for the card, are as they were written, if its folder has a report.
 
+    Of `config.json` the values are compared that decide answers, if the card has them: classes may be renamed.
+
     Raises:
         StorageError: A file is missing, cut off or changed.
     """
@@ -96,7 +99,13 @@ def check_export(folder: Path) -> None:
         return
     advice = f"Export the model again; to use the files as they are, delete {EXPORT_NAME}."
     files = {name: state for name, state in Exported.read(folder).files.items() if name not in _NOT_COMPARED}
+    config = {name: files.pop(name) for name in [*files] if name == CONFIG_NAME}
     check_states(folder, files, "the export", advice)
+    try:
+        check_states(folder, config, "the export", advice)
+    except StorageError:
+        if not check_config(folder, "at the export", advice):
+            raise
 
 
 def opened(folder: Path, runtime: str, device: object, dtype: object) -> Path:
@@ -107,7 +116,7 @@ def opened(folder: Path, runtime: str, device: object, dtype: object) -> Path:
         return folder / GGUF_NAME
     if reason := adapter_alone(folder):
         raise StorageError(reason)
-    if not (folder / "config.json").is_file():
+    if not (folder / CONFIG_NAME).is_file():
         raise StorageError(
             f"{folder} is not the folder of a saved model: it has no config.json. Pass the folder that was "
             "exported, or a trainer's or stage's `path`."

@@ -15,6 +15,7 @@ import torch
 
 from datadreamer_like.errors import (
     ArgumentTypeError,
+    DataDreamerError,
     DataError,
     DefinitionError,
     EmptyDataset,
@@ -266,7 +267,16 @@ def _checked(form: Any, model: Any, tokenizer: Any, draft: Path, texts: list[str
 
     # Some runtimes compute in fp32 what was trained in 16 bits: the rounding of bf16 is not an error of theirs.
     exact = model if model.dtype == torch.float32 else copy.deepcopy(model).float()
-    wanted, found = logits_for_texts(exact, tokenizer, texts), form.logits(draft, tokenizer, texts)
+    wanted = logits_for_texts(exact, tokenizer, texts)
+    try:
+        found = form.logits(draft, tokenizer, texts)
+    except (DataDreamerError, MemoryError):
+        raise
+    except Exception as error:  # runtimes raise errors of many classes
+        raise MethodMisfit(
+            f'The "{form.name}" export of {type(model).__name__} does not run in {form.runtime}: '
+            f"{' '.join(str(error).split()):.300} ({type(error).__name__}). Nothing was written. Choose another format."
+        ) from error
     apart = distance(wanted, found, shifted=form.name == "gguf")
     if not apart <= form.tolerance:
         raise MethodMisfit(
