@@ -28,7 +28,7 @@ from transformers.utils import logging
 from datadreamer_like import DataDreamer
 from datadreamer_like.compression import CompressionMethod
 from datadreamer_like.formats.modules import block_linears
-from datadreamer_like.pruning import Heads, Layers, Width
+from datadreamer_like.pruning import Heads, Layers, Magnitude, SparseGPT, Wanda, Width
 from datadreamer_like.quantization import (
     GOBO,
     GPTQ,
@@ -66,6 +66,9 @@ METHODS: dict[str, tuple[CompressionMethod | None, float]] = {
     "GPTQ(3)": (GPTQ(bits=3), 0.12),
     "LayerByLayer(3)": (LayerByLayer(bits=3, steps=50), 0.12),
     "Binary()": (Binary(), 0.04),
+    "Magnitude(2:4)": (Magnitude(pattern=(2, 4)), 0.6),
+    "Wanda(2:4)": (Wanda(pattern=(2, 4)), 0.6),
+    "SparseGPT(2:4)": (SparseGPT(pattern=(2, 4)), 0.6),
     "Heads(0.5)": (Heads(0.5), 0.85),
     HALF: (Width(heads=6, intermediate=768, loadable="here"), 0.51),
     "Layers(keep=3)": (Layers(keep=3), 0.5),

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Self, Unpack
 
+import torch
 import transformers
 from transformers import PretrainedConfig
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from datadreamer_like.distillation import Objective, StoredTeacher
+from datadreamer_like.distillation import Objective, Outputs, StoredTeacher
 from datadreamer_like.errors import DefinitionError, MethodMisfit, check_flag
 from datadreamer_like.evaluation.columns import SUPERVISED, Columns, named_columns
 from datadreamer_like.evaluation.tasks.chats import Chats, Turns
 from datadreamer_like.evaluation.tasks.generation import CausalLM, Generation, Seq2SeqLM
 from datadreamer_like.evaluation.tasks.packing import PackedExamples, check_packing
-from datadreamer_like.evaluation.tasks.task import row_limit
+from datadreamer_like.evaluation.tasks.task import Batch, row_limit
 from datadreamer_like.graph.output import Column
 from datadreamer_like.models.llms.chat_template import AUTO, AutoText, checked, checked_template
 from datadreamer_like.models.trained.model_facts import is_bidirectional, task_of
@@ -25,7 +27,7 @@ from datadreamer_like.models.trained.prompt_template import set_prompt_template
 from .training.hf import HFTrainer
 from .training.loop import Fit, Run
 from .training.options import HFOptions, Training, TrainingOptions, takes_trainer_options, takes_training_options
-from .training.teaching import check_objective
+from .training.teaching import TeacherAnswers, check_objective
 
 
 class TrainHFFineTune(HFTrainer):
@@ -155,17 +157,20 @@ class TrainHFFineTune(HFTrainer):
             )
         objective, teacher = run.objective, run.objective.teacher
         two_answers = objective.beams is not None and objective.beams.keep_reference
-        if isinstance(teacher, StoredTeacher) or objective.own_tokens or objective.completions or two_answers:
+        if objective.own_tokens or objective.completions or two_answers:
             raise MethodMisfit(
                 f'"{self.name}": what {type(objective).__name__} needs of its teacher or student is that of single '
                 "rows. Leave packing out."
             )
         vocabulary = len(run.task.tokenizer)
         check_packing(run.model, vocabulary, run.device, "The model")
-        if teacher is not None:
+        if teacher is not None and not isinstance(teacher, StoredTeacher):  # which is asked for single rows
             check_packing(getattr(teacher, "model", None), vocabulary, run.device, "The teacher")
         packed = PackedExamples(run.train, run.task.max_length, run.training.seed)
-        return super().fit(replace(run, train=packed))
+        teachers = dict(run.teachers)
+        if isinstance(teacher, StoredTeacher):
+            teachers["train"] = partial(_of_rows, packed.packs, teachers["train"])
+        return super().fit(replace(run, train=packed, teachers=teachers))
 
     def make_task(
         self, config: PretrainedConfig, tokenizer: Tokenizer, columns: Columns, training: Training, objective: Objective
@@ -214,3 +219,9 @@ class TrainHFFineTune(HFTrainer):
     def peft_task(self, config: PretrainedConfig) -> str:
         """Returns the task type of an adapter, by peft's name."""
         return "SEQ_2_SEQ_LM" if config.is_encoder_decoder else "CAUSAL_LM"
+
+
+def _of_rows(packs: Sequence[Sequence[int]], answers: TeacherAnswers, batch: Batch, logits: int) -> Outputs | None:
+    """A stored teacher's outputs for packed sequences: those of their rows follow each other."""
+    rows = [row for pack in batch["rows"].tolist() for row in packs[pack]]
+    return answers({**batch, "rows": torch.tensor(rows)}, logits)

@@ -14,7 +14,19 @@ from peft import LoraConfig
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from datadreamer_like.distillation import OnPolicy, Outputs, Supervised, TeacherModel, WordLevel
+from datadreamer_like.distillation import (
+    Combined,
+    Hidden,
+    HiddenStates,
+    OnPolicy,
+    Outputs,
+    SoftTargets,
+    StoredTeacher,
+    Supervised,
+    TeacherModel,
+    TopK,
+    WordLevel,
+)
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, MethodMisfit
 from datadreamer_like.evaluation.tasks.examples import Examples
 from datadreamer_like.evaluation.tasks.generation import CausalLM
@@ -180,6 +192,27 @@ def test_a_live_teacher_reads_the_packed_rows_too(session: Any, tiny_causal_lm: 
     student.train(**data(ROWS, ROWS), **OPTIONS, objective=WordLevel(teacher), packing=True)
     losses = [entry["loss"] for entry in student.manifest.result["history"]]
     assert losses[-1] < losses[0]
+
+
+def test_a_stored_teacher_is_asked_for_single_rows_and_teaches_packed_ones_as_a_live_one(
+    session: Any, tiny_causal_lm: Path, data: Any, tmp_path: Path
+) -> None:
+    tokenizer: Any = AutoTokenizer.from_pretrained(tiny_causal_lm)
+    teacher = TeacherModel(AutoModelForCausalLM.from_pretrained(tiny_causal_lm).eval(), tokenizer)
+    asked: list[int] = []
+    teacher.model.register_forward_pre_hook(lambda module, args, given: asked.append(0), with_kwargs=True)
+    small = tiny_models.llama(tokenizer, hidden_size=32, num_hidden_layers=1, intermediate_size=64)
+    folder = tiny_models.save(small, tokenizer, tmp_path / "small")
+    stored, curves, calls = StoredTeacher(teacher, [TopK(1000), Hidden([2])]), dict[str, list[float]](), [0]
+    for name, each, packing in (("live", teacher, True), ("single", stored, False), ("packed", stored, True)):
+        objective: Any = Combined([SoftTargets(each), HiddenStates(each, layers={1: 2})], [1.0, 0.5])
+        student = TrainHFFineTune(name, str(folder))
+        student.train(**data(ROWS, ROWS), **OPTIONS, objective=objective, packing=packing)
+        curves[name] = [entry["loss"] for entry in student.manifest.result["history"]]
+        calls.append(len(asked))
+    assert curves["packed"] == pytest.approx(curves["live"], rel=5e-3)
+    assert curves["packed"] != pytest.approx(curves["single"], rel=5e-3), "other batches"
+    assert calls[3] == calls[2] > calls[1]
 
 
 def test_what_cannot_be_packed_is_refused(session: Any, tiny_causal_lm: Path, tiny_seq2seq: Path, data: Any) -> None:

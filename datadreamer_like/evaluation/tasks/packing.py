@@ -28,15 +28,19 @@ class PackedExamples(Examples):
 
     As position ids start again with each row, models of transformers let a row attend to itself alone: by a
     block-diagonal mask, or in flash attention by the rows' lengths.
+
+    Attributes:
+        rows: The rows, each by itself.
+        packs: The indices of the rows of each sequence.
     """
 
     def __init__(self, rows: Examples, max_length: int, seed: int) -> None:
-        self._rows = rows
-        self._packs = pack(rows.lengths, max_length, seed)
-        super().__init__({}, np.array([rows.lengths[pack].sum() for pack in self._packs]))
+        self.rows = rows
+        self.packs = pack(rows.lengths, max_length, seed)
+        super().__init__({}, np.array([rows.lengths[pack].sum() for pack in self.packs]))
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        rows = [self._rows[row] for row in self._packs[index]]
+        rows = [self.rows[row] for row in self.packs[index]]
         labels = [row["labels"].copy() for row in rows]
         for own in labels:
             own[0] = IGNORED_LABEL  # the row before does not predict it
