@@ -17,6 +17,7 @@ from datadreamer_like.distillation import (
     HardTargets,
     Hidden,
     HiddenStates,
+    Relations,
     Sampled,
     SoftTargets,
     StoredTeacher,
@@ -191,6 +192,36 @@ def test_signals_of_one_teacher_that_differ_are_refused(session, tiny_encoder):
     first, second = (StoredTeacher(teacher, Hidden([layer])) for layer in (1, 2))
     with pytest.raises(DefinitionError, match="different signals of one teacher.*one StoredTeacher with a list"):
         Combined([HiddenStates(first), HiddenStates(second)], [1.0, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("all stored, a list", r"logits are stored for each text without a StoredTeacher"),
+        ("logits of hidden states", r"logits are stored for each text without a StoredTeacher"),
+        ("hidden states of logits", r"logits are stored for each text without a StoredTeacher"),
+        ("queries and keys", r"reads projections of its teacher, and .* keeps Hidden\. Pass the teacher itself\."),
+    ],
+)
+def test_what_a_classifier_is_told_to_pass_is_taken(session, tiny_encoder, data, kind, message):
+    columns = data(opinions(8), opinions(4))
+    teacher = TrainHFClassifier("Teacher", str(tiny_encoder)).train(**columns, **OPTIONS)
+
+    def objective(hidden: Any, logits: Any) -> Any:
+        return Combined([HiddenStates(hidden), SoftTargets(logits)], [1.0, 1.0])
+
+    both = StoredTeacher(teacher, [TopK(2), Hidden([1, 2])])
+    states, default = StoredTeacher(teacher, Hidden([1, 2])), StoredTeacher(teacher)
+    refused, taken = {
+        "all stored, a list": (objective(both, both), objective(states, teacher)),
+        "logits of hidden states": (SoftTargets(states), SoftTargets(teacher)),
+        "hidden states of logits": (objective(teacher, default), objective(teacher, teacher)),
+        "queries and keys": (Relations(states), Relations(teacher)),
+    }[kind]
+    with pytest.raises(MethodMisfit, match=message):
+        TrainHFClassifier("Refused", str(tiny_encoder)).train(**columns, objective=refused, **OPTIONS)
+    trainer = TrainHFClassifier("Student", str(tiny_encoder)).train(**columns, objective=taken, **OPTIONS)
+    assert len(history(trainer)) == OPTIONS["epochs"]
 
 
 def test_only_changed_rows_are_asked(session, tiny_causal_lm, students, data):

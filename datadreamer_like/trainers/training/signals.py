@@ -22,7 +22,7 @@ from datadreamer_like.distillation import (
     check_same_vocabulary,
 )
 from datadreamer_like.distillation.signal_store import Part, row_key
-from datadreamer_like.distillation.signals import Columns, TopK
+from datadreamer_like.distillation.signals import Columns, Hidden, TopK
 from datadreamer_like.distillation.stored_teacher import Described, Generations
 from datadreamer_like.distillation.teacher import eval_mode, stays
 from datadreamer_like.errors import MethodMisfit
@@ -97,15 +97,16 @@ class SignalReader:
     def _check(self, objective: Objective, config: PretrainedConfig, given: frozenset[str]) -> None:
         kinds, wants = self.kinds, objective.teacher_wants - given
         names = " and ".join(type(each).__name__ for each in kinds)
-        if missing := sorted(wants - {each.reads for each in kinds}):
-            raise MethodMisfit(
-                f"{type(objective).__name__} reads {' and '.join(missing).replace('_', ' ')} of its teacher, and this "
-                f"StoredTeacher keeps {names}. Pass signals for them, StoredTeacher(teacher, [TopK(16), Hidden([6])]), "
-                "or the teacher itself."
-            )
         if "logits" in wants & self.task.stored:
             raise MethodMisfit(
                 "A classifier's logits are stored for each text without a StoredTeacher. Pass the teacher itself."
+            )
+        if missing := sorted(wants - {each.reads for each in kinds}):
+            stored = "signals for them, StoredTeacher(teacher, [TopK(16), Hidden([6])]), or "
+            other = stored if wants <= {TopK.reads, Hidden.reads} else ""  # no signals keep other outputs
+            raise MethodMisfit(
+                f"{type(objective).__name__} reads {' and '.join(missing).replace('_', ' ')} of its teacher, and this "
+                f"StoredTeacher keeps {names}. Pass {other}the teacher itself."
             )
         if "logits" in wants and self.task.kind not in ("generation", "masked"):
             raise MethodMisfit(
