@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Self, Unpack
+from typing import Any, ClassVar, Self, Unpack
 
 import numpy as np
 import torch
@@ -64,6 +64,9 @@ class TrainEmbeddingClassifier(TrainHFClassifier):
         ['cli']
     """
 
+    frozen: ClassVar[bool] = True
+    """Whether the encoder keeps its weights."""
+
     several_devices = False
 
     def __init__(
@@ -76,7 +79,7 @@ class TrainEmbeddingClassifier(TrainHFClassifier):
         **options: Unpack[HFOptions],
     ) -> None:
         super().__init__(name, model_name, **options)
-        if self.peft_config is not None:
+        if self.peft_config is not None and self.frozen:
             raise DefinitionError(
                 f"{type(self).__name__}: the encoder is frozen, so there is no adapter to train. Leave peft_config and "
                 "qlora out."

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self, Unpack, get_args
 
 import numpy as np
+from transformers import PretrainedConfig
 
 from datadreamer_like.distillation import Objective
 from datadreamer_like.errors import DefinitionError, check_number, did_you_mean
@@ -14,6 +15,7 @@ from datadreamer_like.evaluation.soft_labels import ClassWeights
 from datadreamer_like.graph.output import Column
 from datadreamer_like.graph.positions import by_position
 from datadreamer_like.models.llms.chat_template import AUTO, AutoText
+from datadreamer_like.models.trained.trained_model import TrainedModel
 
 from .classifier import label_options
 from .embedding_classifier import TrainEmbeddingClassifier
@@ -50,7 +52,8 @@ class TrainSetFitClassifier(TrainEmbeddingClassifier):
         model_name: Id on the Hub, folder, trainer, stage or `TrainedModel` to start from; best an embedder.
         multi_target_strategy: For texts with several labels each is a decision of its own ("one-vs-rest", "AUTO").
         pooling, normalize: See `TrainEmbeddingClassifier`.
-        **options: See `HFOptions`; further ones go to `from_pretrained`. There is no adapter.
+        **options: See `HFOptions`; further ones go to `from_pretrained`. An adapter is one on the encoder, which is
+            merged into it; it is not passed on alone.
 
     Example:
         >>> trainer = TrainSetFitClassifier("Few", model_name="sentence-transformers/all-MiniLM-L6-v2")
@@ -61,6 +64,7 @@ class TrainSetFitClassifier(TrainEmbeddingClassifier):
     """
 
     papers: ClassVar[Sequence[str]] = (_CITATION,)
+    frozen: ClassVar[bool] = False
 
     @by_position(_BY_POSITION)
     def __init__(
@@ -71,8 +75,6 @@ class TrainSetFitClassifier(TrainEmbeddingClassifier):
                 f'{type(self).__name__}: multi_target_strategy "{multi_target_strategy}" is not available; each '
                 'label is a decision of its own here. Leave it out, or pass "one-vs-rest".'
             )
-        if options.get("peft_config") is not None or options.get("qlora"):
-            raise DefinitionError(f"{type(self).__name__} trains no adapter. Leave peft_config and qlora out.")
         super().__init__(name, model_name, **options)
 
     @classmethod
@@ -178,7 +180,20 @@ class TrainSetFitClassifier(TrainEmbeddingClassifier):
         super().fill_card(metrics, objective)
         self.card.facts["Method"] = "SetFit: cosine similarity of pairs, then logistic regression"
 
-    def publish_to_hf_hub(  # type: ignore[override]  # there is no adapter
+    def adapter(self) -> TrainedModel:
+        """Refuses to pass on the adapter alone; see `adapter_options`."""
+        self.adapter_options(self.trained.config)
+        return super().adapter()
+
+    def adapter_options(self, config: PretrainedConfig) -> dict[str, Any]:
+        """Raises `DefinitionError`: the base of the adapter is a classifier that no library makes from the encoder."""
+        raise DefinitionError(
+            f'"{self.name}": its adapter is on the encoder inside a classifier that datadreamer_like makes, so there '
+            "is no base model to load it on. Pass on the whole classifier, with the adapter merged: leave adapter_only "
+            "out."
+        )
+
+    def publish_to_hf_hub(  # type: ignore[override]  # the adapter is not published alone
         self,
         repo_id: str,
         branch: str | None = None,

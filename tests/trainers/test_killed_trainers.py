@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +42,9 @@ def spans(encoder: Path) -> None:
     trainer.train(rows["text"], rows["spans"], rows["text"], rows["spans"], **OPTIONS)
 
 
-def few(encoder: Path) -> None:
+def few(encoder: Path, **options: Any) -> None:
     rows = Rows("Rows", opinions(16)).output
-    trainer = TrainSetFitClassifier("It", str(encoder), device="cpu")
+    trainer = TrainSetFitClassifier("It", str(encoder), device="cpu", **options)
     trainer.train(
         rows["text"], rows["label"], rows["text"], rows["label"],
         epochs=3, batch_size=8, body_learning_rate=2e-3, num_iterations=2,
@@ -57,8 +58,14 @@ def talks(model: Path) -> None:
     trainer.train(rows, None, rows, None, **{**OPTIONS, "batch_size": 2}, packing=True, max_length=48)
 
 
-KINDS: dict[str, Any] = {"distil": distil, "spans": spans, "few": few, "talks": talks}
-STEPS = {"distil": 8, "spans": 8, "few": 8, "talks": 6}
+KINDS: dict[str, Any] = {
+    "distil": distil,
+    "spans": spans,
+    "few": few,
+    "few, codes": partial(few, qlora=True),
+    "talks": talks,
+}
+STEPS = {"distil": 8, "spans": 8, "few": 8, "few, codes": 8, "talks": 6}
 """Steps of the optimizer in an epoch."""
 MODELS = {"talks": "tiny_causal_lm"}
 

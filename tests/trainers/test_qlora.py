@@ -32,7 +32,6 @@ from datadreamer_like.trainers import (
     TrainHFRewardModel,
     TrainHFTokenClassifier,
     TrainSentenceTransformer,
-    TrainSetFitClassifier,
     TrainStaticClassifier,
 )
 from datadreamer_like.trainers.training.adapters import prepared_codes, with_adapter
@@ -225,7 +224,7 @@ def test_layers_that_an_embedder_lacks_are_named_as_the_option(session, tiny_enc
         student.train_with_positive_pairs(text, text, text, text, epochs=1)
 
 
-@pytest.mark.parametrize("kind", [TrainSetFitClassifier, TrainEmbeddingClassifier, TrainStaticClassifier])
+@pytest.mark.parametrize("kind", [TrainEmbeddingClassifier, TrainStaticClassifier])
 def test_trainers_without_an_adapter_refuse_it_by_its_name(tiny_encoder, kind):
     with pytest.raises(DefinitionError, match="no adapter.*Leave peft_config and qlora out"):
         kind("A", str(tiny_encoder), qlora=True)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig
 from torch.nn import functional as F
 
 from datadreamer_like.distillation import Outputs, SoftTargets
@@ -42,6 +43,34 @@ def test_few_texts_make_a_classifier_as_any_other(session, tiny_encoder, data, t
     student = TrainHFClassifier("Student", str(tiny_encoder), device="cpu")
     student.train(**few(data), objective=SoftTargets(trainer), epochs=1)
     assert student.trained.labels == found.classes
+
+
+@pytest.mark.parametrize("kind", ["lora", "qlora"])
+def test_an_adapter_on_the_encoder_is_trained_and_merged(session, tiny_encoder, data, tmp_path, kind):
+    adapter = (
+        {"qlora": True} if kind == "qlora" else {"peft_config": LoraConfig(r=8, target_modules=["query", "value"])}
+    )
+    frozen = TrainEmbeddingClassifier("Frozen", str(tiny_encoder), device="cpu").train(**few(data))
+    trainer = TrainSetFitClassifier("Few", str(tiny_encoder), device="cpu", **adapter)
+    trainer.train(**few(data), **TRAIN)
+    history = [each["pair_loss"] for each in trainer.manifest.result["history"] if "pair_loss" in each]
+    assert history[-1] < history[0]
+    texts, labels = (few(data)[f"validation_{part}"] for part in ("input", "output"))
+    loaded = TrainedModel.load(trainer.export(to=tmp_path / "exported"))
+    found = loaded.predict([*texts])
+    np.testing.assert_allclose(found.probabilities, trainer.predict([*texts]).probabilities, atol=1e-6)
+    right = float(np.mean([one == other for one, other in zip(found.labels, labels, strict=True)]))
+    assert right == pytest.approx(trainer.metrics["accuracy"])
+    before, after = (dict(each.model.encoder.named_parameters()) for each in (frozen.trained, loaded))
+    assert before.keys() == after.keys(), "there is no adapter left"
+    changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    assert changed
+    if kind == "lora":
+        assert changed == {name for name in before if name.endswith(("query.weight", "value.weight"))}
+    for alone in (trainer.adapter, lambda: trainer.export_to_disk(tmp_path / "alone", adapter_only=True)):
+        with pytest.raises(DefinitionError, match="no base model to load it on.*leave adapter_only out"):
+            alone()
+    assert "takes more than an argument" in next(Path(trainer.result_folder).rglob("adapter/README.md")).read_text()
 
 
 def test_the_loss_is_the_squared_error_of_the_cosine():
