@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -55,7 +56,11 @@ class Script:
 
 
 def files_of(folder: Path) -> dict[str, tuple[int, int]]:
-    """Returns time of change and size of every file below a folder."""
+    """Returns time of change and size of every file below a folder.
+
+    A session of this process marks the folder as in use until it is collected: those that ended are, here.
+    """
+    gc.collect()
     return {
         str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.stat().st_size)
         for path in sorted(folder.rglob("*"))

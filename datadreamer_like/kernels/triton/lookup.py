@@ -97,7 +97,7 @@ def _matvec_kernel(
     OUTPUTS: tl.constexpr,
     WORDS: tl.constexpr,
 ):
-    # A word (W) has the CODES codes of its places. Its neighbours of the same group (G) have the same scale.
+    # A word (W) has the CODES codes of its places.
     first = tl.program_id(0) * OUTPUTS
     row = tl.program_id(1).to(tl.int64)
     n_NW = tl.arange(0, OUTPUTS)[:, None]
@@ -108,19 +108,17 @@ def _matvec_kernel(
     if SCALE_WORDS > 0:
         blocks = words // SCALE_WORDS
         scales += first.to(tl.int64) * blocks
-        group: tl.constexpr = 4 if SCALE_WORDS % 4 == 0 else (2 if SCALE_WORDS % 2 == 0 else 1)
-        groups: tl.constexpr = WORDS // group
     own_level = levels
     if PTX:
         lane = tl.inline_asm_elementwise("mov.u32 $0, %laneid;", "=r,r", [row_items], tl.int32, is_pure=True, pack=1)
         own_level = tl.load(levels + (lane & ((1 << BITS) - 1)))
     total_NW = tl.zeros([OUTPUTS, WORDS], dtype=tl.float32)
     # The next words are on their way while these are multiplied.
-    next_NW = _words(packed, n_NW, w, here & (w < words)[None, :], row_items, BITS, WHOLE)
+    next_NW = read_words(packed, n_NW, w, here & (w < words)[None, :], row_items, BITS, WHOLE)
     for start in range(0, words, WORDS):
         word_NW = next_NW
         later = start + WORDS + w
-        next_NW = _words(packed, n_NW, later, here & (later < words)[None, :], row_items, BITS, WHOLE)
+        next_NW = read_words(packed, n_NW, later, here & (later < words)[None, :], row_items, BITS, WHOLE)
         inside_W = w < words - start
         part_NW = tl.zeros([OUTPUTS, WORDS], dtype=tl.float32)
         for place in tl.static_range(CODES):
@@ -128,11 +126,9 @@ def _matvec_kernel(
             v_W = tl.load(x_W + place * words) if EVEN else tl.load(x_W + place * words, mask=inside_W, other=0.0)
             part_NW += _level(levels, own_level, word_NW >> shift, BITS, PTX) * v_W[None, :]
         if SCALE_WORDS > 0:
-            g = start + tl.arange(0, groups) * group
-            inside = here if EVEN else here & (g < words)[None, :]
-            s_NG = tl.load(scales + n_NW * blocks + (g // SCALE_WORDS)[None, :], mask=inside, other=0.0)
-            s_NW = tl.reshape(tl.broadcast_to(s_NG[:, :, None], [OUTPUTS, groups, group]), [OUTPUTS, WORDS])
-            total_NW += part_NW * s_NW
+            total_NW += part_NW * scales_of_words(
+                scales, n_NW, blocks, start, here, words, SCALE_WORDS, EVEN, OUTPUTS, WORDS
+            )
         else:
             total_NW += part_NW
         x_W += WORDS
@@ -141,7 +137,7 @@ def _matvec_kernel(
 
 
 @triton.jit
-def _words(packed, n_NW, w, mask, row_items, BITS: tl.constexpr, WHOLE: tl.constexpr):
+def read_words(packed, n_NW, w, mask, row_items, BITS: tl.constexpr, WHOLE: tl.constexpr):
     """Words of 32 bits, or of BITS bytes; read once, so they need not stay in the first cache."""
     if WHOLE:
         return tl.load(packed + n_NW * row_items + w[None, :], mask=mask, other=0, cache_modifier=".cg")
@@ -151,6 +147,28 @@ def _words(packed, n_NW, w, mask, row_items, BITS: tl.constexpr, WHOLE: tl.const
         byte_NW = tl.load(packed + n_NW * row_items + item, mask=mask & (item < row_items), other=0)
         word_NW |= byte_NW.to(tl.int32) << (8 * place)
     return word_NW
+
+
+@triton.jit
+def scales_of_words(
+    scales,
+    n_NW,
+    blocks,
+    start,
+    here,
+    words,
+    SCALE_WORDS: tl.constexpr,
+    EVEN: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    WORDS: tl.constexpr,
+):
+    """The scales of the words from `start`, [OUTPUTS, WORDS]; neighbours of a group (G) have the same, read once."""
+    group: tl.constexpr = 4 if SCALE_WORDS % 4 == 0 else (2 if SCALE_WORDS % 2 == 0 else 1)
+    groups: tl.constexpr = WORDS // group
+    g = start + tl.arange(0, groups) * group
+    inside = here if EVEN else here & (g < words)[None, :]
+    s_NG = tl.load(scales + n_NW * blocks + (g // SCALE_WORDS)[None, :], mask=inside, other=0.0)
+    return tl.reshape(tl.broadcast_to(s_NG[:, :, None], [OUTPUTS, groups, group]), [OUTPUTS, WORDS])
 
 
 @triton.jit

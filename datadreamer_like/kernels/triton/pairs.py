@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import PTX
+from .lookup import read_words, scales_of_words
 
 _BLOCK = 4096
 _WARPS = 8
@@ -121,7 +122,7 @@ def _pairs_kernel(
     WORDS: tl.constexpr,
     WARPS: tl.constexpr,
 ):
-    # A word (W) has four pairs of codes. Its neighbours of the same group (G) have the same scale.
+    # A word (W) has four pairs of codes.
     first = tl.program_id(0) * OUTPUTS
     row = tl.program_id(1).to(tl.int64)
     n_NW = tl.arange(0, OUTPUTS)[:, None]
@@ -132,11 +133,9 @@ def _pairs_kernel(
     if SCALE_WORDS > 0:
         blocks = words // SCALE_WORDS
         scales += first.to(tl.int64) * blocks
-        group: tl.constexpr = 4 if SCALE_WORDS % 4 == 0 else (2 if SCALE_WORDS % 2 == 0 else 1)
-        groups: tl.constexpr = WORDS // group
     level_scale, inverse = _power(tl.max(tl.abs(tl.load(levels + tl.arange(0, 16))), axis=0))
     # The first words are on their way while the table is made, the next ones while these are multiplied.
-    next_NW = _words(packed, n_NW, w, here & (w < words)[None, :], words)
+    next_NW = read_words(packed, n_NW, w, here & (w < words)[None, :], words, 4, True)
     table = words
     if PTX:
         table = _table(levels, inverse, words, HIGH_FIRST, WARPS)
@@ -144,7 +143,7 @@ def _pairs_kernel(
     for start in range(0, words, WORDS):
         word_NW = next_NW
         later = start + WORDS + w
-        next_NW = _words(packed, n_NW, later, here & (later < words)[None, :], words)
+        next_NW = read_words(packed, n_NW, later, here & (later < words)[None, :], words, 4, True)
         inside_W = w < words - start
         a = tl.load(x_W) if EVEN else tl.load(x_W, mask=inside_W, other=0)
         b = tl.load(x_W + words) if EVEN else tl.load(x_W + words, mask=inside_W, other=0)
@@ -158,23 +157,15 @@ def _pairs_kernel(
             part_NW += _pair(levels, inverse, word_NW >> 16, c[None, :], HIGH_FIRST)
             part_NW += _pair(levels, inverse, word_NW >> 24, d[None, :], HIGH_FIRST)
         if SCALE_WORDS > 0:
-            g = start + tl.arange(0, groups) * group
-            inside = here if EVEN else here & (g < words)[None, :]
-            s_NG = tl.load(scales + n_NW * blocks + (g // SCALE_WORDS)[None, :], mask=inside, other=0.0)
-            s_NW = tl.reshape(tl.broadcast_to(s_NG[:, :, None], [OUTPUTS, groups, group]), [OUTPUTS, WORDS])
-            total_NW += part_NW * s_NW
+            total_NW += part_NW * scales_of_words(
+                scales, n_NW, blocks, start, here, words, SCALE_WORDS, EVEN, OUTPUTS, WORDS
+            )
         else:
             total_NW += part_NW
         x_W += WORDS
     n = first + tl.arange(0, OUTPUTS)
     found = tl.sum(total_NW, axis=1) * (tl.load(x_scales + row) * level_scale)
     tl.store(y + row * outputs + n, found.to(y.dtype.element_ty), mask=n < outputs)
-
-
-@triton.jit
-def _words(packed, n_NW, w, mask, words):
-    """Read once, so they need not stay in the first cache."""
-    return tl.load(packed + n_NW * words + w[None, :], mask=mask, other=0, cache_modifier=".cg")
 
 
 @triton.jit
