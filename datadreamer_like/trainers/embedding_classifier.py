@@ -207,6 +207,8 @@ class TrainEmbeddingClassifier(TrainHFClassifier):
         cache = (session.cache_folder if session is not None else None) or run.folder
         weights = {name: value.cpu() for name, value in run.model.encoder.state_dict().items()}
         of = [self.start or self._origin.identity, self.further, weights, config.pooling, self.normalize]
+        # The weights of an adapter do not say how it counts them.
+        of += [config.to_dict() for config in (self.peft_config, self.quantization_config) if config is not None]
         return SignalStore(cache / "embeddings" / fingerprint(of, "the encoder"), "the embeddings")
 
     def _embeddings(self, run: Run, examples: Examples, split: str, store: SignalStore) -> np.ndarray[Any, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, TaskType
 from safetensors.torch import load_file
 from transformers import (
     AutoModel,
@@ -32,6 +32,7 @@ from datadreamer_like.trainers import (
     TrainHFRewardModel,
     TrainHFTokenClassifier,
     TrainSentenceTransformer,
+    TrainSetFitClassifier,
     TrainStaticClassifier,
 )
 from datadreamer_like.trainers.training.adapters import prepared_codes, with_adapter
@@ -222,6 +223,30 @@ def test_layers_that_an_embedder_lacks_are_named_as_the_option(session, tiny_enc
     student = TrainSentenceTransformer("Student", str(tiny_encoder), layers=9, **options)
     with pytest.raises(MethodMisfit, match='"Student": layers=9 cannot be kept: .* 2 layers'):
         student.train_with_positive_pairs(text, text, text, text, epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "own"),
+    [
+        (TrainHFClassifier, "FEATURE_EXTRACTION", "SEQ_CLS"),  # which would leave the new head as it is
+        (TrainHFClassifier, TaskType.CAUSAL_LM, "SEQ_CLS"),
+        (TrainSetFitClassifier, "FEATURE_EXTRACTION", "SEQ_CLS"),
+        (TrainSetFitClassifier, "TOKEN_CLS", "SEQ_CLS"),
+        (TrainSentenceTransformer, "CAUSAL_LM", "FEATURE_EXTRACTION"),
+        (TrainHFFineTune, "SEQ_CLS", "CAUSAL_LM"),
+    ],
+)
+def test_an_adapter_for_another_type_of_task_is_refused_before_training(
+    session, tiny_encoder, tiny_causal_lm, kind, given, own
+):
+    model, targets = (tiny_causal_lm, "q_proj") if kind is TrainHFFineTune else (tiny_encoder, "query")
+    adapter = LoraConfig(task_type=given, target_modules=[targets])
+    rows = Rows("Rows", opinions(16)).output
+    trainer = kind("It", str(model), device="cpu", peft_config=adapter)
+    pairs = [rows["text"]] * 4 if kind is TrainSentenceTransformer else [rows["text"], rows["label"]] * 2
+    train = trainer.train_with_positive_pairs if kind is TrainSentenceTransformer else trainer.train
+    with pytest.raises(DefinitionError, match=rf'for task_type="{getattr(given, "value", given)}", .* "{own}"\. Leave'):
+        train(*pairs, epochs=1)
 
 
 @pytest.mark.parametrize("kind", [TrainEmbeddingClassifier, TrainStaticClassifier])

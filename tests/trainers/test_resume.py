@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import sqlite3
 import time
@@ -20,6 +21,7 @@ from warm import CONTEXT
 
 from datadreamer_like import DataDreamer
 from datadreamer_like.distillation import SoftTargets
+from datadreamer_like.errors import StorageError
 from datadreamer_like.models.trained.trained_model import TrainedModel
 from datadreamer_like.trainers import TrainHFClassifier
 
@@ -142,3 +144,38 @@ def test_a_checkpoint_of_other_arguments_is_not_resumed(session, tiny_encoder, d
     fresh = TrainHFClassifier("Fresh", str(tiny_encoder), device="cpu").train(**options, learning_rate=5e-3)
     first, second = (load_file(Path(each.path) / "model.safetensors") for each in (trainer, fresh))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+class StopsWhenTold(TrainerCallback):
+    """Ends a training after its second epoch while a variable of the environment says so."""
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.epoch > 1.5 and os.environ.get("STOPS"):
+            raise RuntimeError("that is enough")
+
+
+@pytest.mark.parametrize("given", ["the run's own", "another run's"])
+def test_a_checkpoint_of_another_run_in_the_folder_is_refused(tiny_encoder, data, tmp_path, monkeypatch, given):
+    def trained(rate: float) -> TrainHFClassifier:
+        with DataDreamer(tmp_path / "out", verbose=False):
+            options = {"epochs": 3, "batch_size": 32, "callbacks": [StopsWhenTold()]}
+            trainer = TrainHFClassifier("A", str(tiny_encoder), device="cpu")
+            return trainer.train(**data(), **options, learning_rate=rate)
+
+    monkeypatch.setenv("STOPS", "1")
+    found: list[Path] = []
+    for rate in (1e-3, 5e-3):
+        with pytest.raises(RuntimeError, match="that is enough"):
+            trained(rate)
+        newest = (tmp_path / "out").glob(".work/*/checkpoints/checkpoint-6")
+        found += [path for path in newest if path not in found]
+    first, second = found
+    monkeypatch.delenv("STOPS")
+    if given == "another run's":
+        shutil.rmtree(second)
+        shutil.copytree(first, second)
+        with pytest.raises(StorageError, match=r"checkpoint-6 is a checkpoint of another run, .*Move it away"):
+            trained(5e-3)
+        shutil.rmtree(second)
+    assert len(trained(5e-3).manifest.result["history"]) == 3
+    assert not second.exists(), "it was used"

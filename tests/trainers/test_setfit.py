@@ -73,6 +73,20 @@ def test_an_adapter_on_the_encoder_is_trained_and_merged(session, tiny_encoder, 
     assert "takes more than an argument" in next(Path(trainer.result_folder).rglob("adapter/README.md")).read_text()
 
 
+def test_embeddings_of_other_adapters_with_the_same_weights_are_not_taken_for_ones_own(session, tiny_encoder, data):
+    losses = []
+    for alpha in (8, 64):
+        adapter = LoraConfig(r=4, lora_alpha=alpha, target_modules=["query", "value"], init_lora_weights=False)
+        trainer = TrainSetFitClassifier(f"At {alpha}", str(tiny_encoder), device="cpu", peft_config=adapter)
+        trainer.train(**few(data), **{**TRAIN, "epochs": 1, "body_learning_rate": 1e-30})
+        said = trainer.predict([*few(data)["validation_input"]])
+        places = [said.classes.index(label) for label in few(data)["validation_output"]]
+        loss = -float(np.log(said.probabilities[np.arange(len(places)), places]).mean())
+        assert loss == pytest.approx(trainer.metrics["loss"], abs=1e-4)
+        losses.append(loss)
+    assert losses[0] != pytest.approx(losses[1], abs=1e-3)
+
+
 def test_the_loss_is_the_squared_error_of_the_cosine():
     generator = torch.Generator().manual_seed(0)
     first, second = torch.randn(2, 7, 5, generator=generator, dtype=torch.float64)

@@ -82,17 +82,24 @@ def prepared_codes(model: Any) -> Any:
 
 
 def with_adapter(model: Any, config: Any, task_type: str | None) -> Any:
-    """Returns the peft model that trains an adapter on a model; its type of task is `task_type` if `config` has none.
+    """Returns the peft model that trains an adapter on a model, of the type of task `task_type`; None for embedders.
 
     An adapted weight that other modules share gets a copy, so that merging the adapter does not change them.
 
     Raises:
         MethodMisfit: The model has none of the modules that the config names.
-        DefinitionError: The adapter cannot be merged.
+        DefinitionError: The adapter cannot be merged, or `config` is for another type of task.
     """
     from peft import get_peft_model
 
     config = copy.deepcopy(config)
+    fitting = task_type or "FEATURE_EXTRACTION"
+    if config.task_type not in (None, fitting):
+        # peft would leave a new head as it is, adapt one that is fitted in another way, or fail.
+        given = getattr(config.task_type, "value", config.task_type)
+        raise DefinitionError(
+            f'peft_config is for task_type="{given}", and the one of this trainer is "{fitting}". Leave task_type out.'
+        )
     config.task_type = config.task_type or task_type
     if config.task_type in _TRAINED_HEADS and getattr(config, "target_modules", None) == "all-linear":
         _train_heads(model, config)

@@ -10,6 +10,8 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainingArguments
 
+from datadreamer_like.errors import StorageError
+from datadreamer_like.graph.places import work_key
 from datadreamer_like.storage.folders import write_file
 from datadreamer_like.storage.seals import SEAL_NAME, checksum, checksums, damaged_file
 
@@ -18,20 +20,27 @@ logger = logging.getLogger("datadreamer_like")
 CHECKPOINTS = "checkpoints"
 _STATE_NAME = "trainer_state.json"
 _SUMS_NAME = "checksums.json"
+_RUN_NAME = "run.json"
+_WORK = ".work"  # the session's folder with one for each run
 
 
 class Seal(TrainerCallback):
-    """Adds checksums to each checkpoint."""
+    """Adds to each checkpoint whose it is, and checksums."""
 
     def on_save(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> None:
-        """Writes the checksums of the checkpoint that was just written."""
+        """Writes the run and the checksums of the checkpoint that was just written."""
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         if state.is_world_process_zero and folder.is_dir():
+            write_file(folder / _RUN_NAME, json.dumps(_run_of(folder)))
             write_file(folder / _SUMS_NAME, json.dumps(checksums(folder, but=(_SUMS_NAME, SEAL_NAME))))
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """Finds the last checkpoint that is complete and not damaged, and removes those that are not."""
+    """Finds the last checkpoint that is complete and not damaged, and removes those that are not.
+
+    Raises:
+        StorageError: One was written by another run, and copied here.
+    """
     complete: dict[Path, Any] = {}
     for path in folder.glob("checkpoint-*"):
         try:
@@ -46,6 +55,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
             logger.info("a checkpoint is not used: %s", damage)
             shutil.rmtree(path, ignore_errors=True)
         else:
+            _check_run(path)
             complete[path] = state
     while complete:
         newest = max(complete, key=lambda path: complete[path]["global_step"])
@@ -66,3 +76,22 @@ def newest_checkpoint(folder: Path) -> Path | None:
                 write_file(sums, json.dumps(known))
         return newest
     return None
+
+
+def _run_of(checkpoint: Path) -> str:
+    """Returns the key of a checkpoint's run, which names its arguments, and its place in it; "" outside a session."""
+    parts = checkpoint.resolve().parent.parts
+    if _WORK not in parts:
+        return ""
+    own, *inside = parts[len(parts) - parts[::-1].index(_WORK) :]
+    return "/".join((work_key(Path(own)), *inside))
+
+
+def _check_run(checkpoint: Path) -> None:
+    file = checkpoint / _RUN_NAME
+    written_by = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+    if written_by not in (None, _run_of(checkpoint)):
+        raise StorageError(
+            f"{checkpoint} is a checkpoint of another run, {written_by}: training would go on from weights of other "
+            "arguments. Move it away, and run again."
+        )
