@@ -84,7 +84,7 @@ def prepared_codes(model: Any) -> Any:
 def with_adapter(model: Any, config: Any, task_type: str | None) -> Any:
     """Returns the peft model that trains an adapter on a model; its type of task is `task_type` if `config` has none.
 
-    An adapted weight that other modules share gets a copy, so that merging the adapter does not change them.
+    A model that is not one of transformers itself, as an embedder, has an adapter without a task. An adapted weight that other modules share gets a copy, so that merging the adapter does not change them.
 
     Raises:
         MethodMisfit: The model has none of the modules that the config names.
@@ -93,7 +93,8 @@ def with_adapter(model: Any, config: Any, task_type: str | None) -> Any:
     from peft import get_peft_model
 
     config = copy.deepcopy(config)
-    config.task_type = config.task_type or task_type
+    # What peft wraps a model in for a task calls it as a model of transformers, which an embedder is not.
+    config.task_type = (config.task_type or task_type) if isinstance(model, PreTrainedModel) else None
     if config.task_type in _TRAINED_HEADS and getattr(config, "target_modules", None) == "all-linear":
         _train_heads(model, config)
     with _quiet_peft():
