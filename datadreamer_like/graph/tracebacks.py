@@ -22,7 +22,7 @@ def show_briefly(kind: type[BaseException], error: BaseException, trace: Traceba
     An interrupt ends the process, unless a prompt goes on after it.
     """
     if issubclass(kind, KeyboardInterrupt):
-        called_by_python = sys._getframe().f_back is not None  # such as by a console; the interpreter calls it at its end
+        called_by_python = sys._getframe().f_back is not None  # by a console, not at the end of a script
         goes_on = called_by_python or hasattr(sys, "ps1") or bool(sys.flags.inspect)
         what = "it" if goes_on else "the script"
         sys.stderr.write(f"Interrupted. Finished work is saved: run {what} again and it continues.\n")

@@ -84,7 +84,8 @@ def prepared_codes(model: Any) -> Any:
 def with_adapter(model: Any, config: Any, task_type: str | None) -> Any:
     """Returns the peft model that trains an adapter on a model; its type of task is `task_type` if `config` has none.
 
-    A model that is not one of transformers itself, as an embedder, has an adapter without a task. An adapted weight that other modules share gets a copy, so that merging the adapter does not change them.
+    A model that is not one of transformers itself, as an embedder, has an adapter without a task. An adapted weight
+    that other modules share gets a copy, so that merging the adapter does not change them.
 
     Raises:
         MethodMisfit: The model has none of the modules that the config names.
