@@ -17,10 +17,17 @@ from .installed import is_installed_file, is_own_file
 
 
 def show_briefly(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Shows an error that ends the script, as `sys.excepthook` does, without the frames of this package."""
+    """Shows an error that ends the script, as `sys.excepthook` does, without the frames of this package.
+
+    An interrupt ends the process, unless a prompt goes on after it.
+    """
     if issubclass(kind, KeyboardInterrupt):
-        sys.stderr.write("Interrupted. Finished work is saved: run the script again and it continues.\n")
-        _end_at_once()
+        called_by_python = sys._getframe().f_back is not None  # by a console, not at the end of a script
+        goes_on = called_by_python or hasattr(sys, "ps1") or bool(sys.flags.inspect)
+        what = "it" if goes_on else "the script"
+        sys.stderr.write(f"Interrupted. Finished work is saved: run {what} again and it continues.\n")
+        if not goes_on:
+            _end_at_once()
     elif isinstance(error, DataDreamerError) or is_of_user(trace):
         sys.stderr.write("".join(_lines(error, trace)))
     elif (raised := _raised(error)) is not error and is_of_user(raised.__traceback__):

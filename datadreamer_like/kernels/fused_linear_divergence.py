@@ -7,6 +7,7 @@ pass, as in the chunked losses of Liger Kernel (Hsu et al. 2024, arXiv:2410.1098
 
 from __future__ import annotations
 
+import os
 from importlib.util import find_spec
 from typing import Any, Literal
 
@@ -290,6 +291,10 @@ def _backend(backend: Backend, hidden: Tensor) -> Literal["reference", "cpu", "t
     if backend == "triton" and not runs_triton:
         raise DefinitionError(
             'backend="triton" needs the package triton, and hidden states of at most 32 bits. Choose "cpu".'
+        )
+    if backend == "triton" and not hidden.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
+        raise DefinitionError(
+            f'backend="triton" takes tensors on a GPU, and these are on {hidden.device}. Choose "cpu".'
         )
     return backend
 

@@ -190,3 +190,25 @@ def test_ctrl_c_says_that_nothing_is_lost(tmp_path):
     said = ended(tmp_path, f"import os, signal; {heeded}; os.kill(os.getpid(), signal.SIGINT); return [1]")
     assert said.splitlines()[-1] == "Interrupted. Finished work is saved: run the script again and it continues."
     assert "Traceback" not in said
+
+
+CONSOLE = """
+import code
+code.InteractiveInterpreter(locals()).runsource("raise KeyboardInterrupt")
+print(7 * kept)
+"""
+
+
+@pytest.mark.parametrize("prompt", ["python", "python -i", "code"])
+def test_ctrl_c_at_a_prompt_keeps_the_prompt_and_its_variables(tmp_path, prompt):
+    begun = "from datadreamer_like import DataDreamer\nDataDreamer(':memory:').start()\nkept = 6\n"
+    lines, arguments = f"{begun}raise KeyboardInterrupt\n\nprint(7 * kept)\n", ["-i"]
+    if prompt != "python":
+        script = tmp_path / "script.py"
+        script.write_text(begun + (CONSOLE if prompt == "code" else "raise KeyboardInterrupt"))
+        lines, arguments = "print(7 * kept)\n", ["-i", str(script)] if prompt == "python -i" else [str(script)]
+    environment = {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}
+    command = [sys.executable, *arguments]
+    done = subprocess.run(command, input=lines, capture_output=True, text=True, check=False, env=environment)
+    assert done.stdout.split()[-1] == "42"
+    assert "Interrupted. Finished work is saved: run it again and it continues." in done.stderr

@@ -201,6 +201,13 @@ def test_what_does_not_fit_is_refused(options, message):
         fused_linear_divergence(**(given | options))
 
 
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter takes tensors on the CPU")
+def test_the_gpu_kernel_is_refused_where_there_is_no_gpu():
+    case = Case()
+    with pytest.raises(DefinitionError, match=r'backend="triton" .* Choose "cpu"'):
+        fused_linear_divergence(*case.student[:2], *case.teacher[:2], backend="triton")
+
+
 def test_a_second_backward_is_refused():
     case = Case()
     loss = fused_linear_divergence(case.student[0].clone().requires_grad_(), case.student[1], *case.teacher[:2])

@@ -6,9 +6,11 @@ import math
 from typing import Any
 
 import pytest
+import tiny_models
 import torch
 from hostile import HOSTILE
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers.integrations.neftune import activate_neftune, deactivate_neftune
 
 from datadreamer_like.distillation import SoftTargets
 from datadreamer_like.distillation.losses import IGNORED_LABEL
@@ -18,6 +20,8 @@ from datadreamer_like.models import HFTransformers, Request, Sampling
 from datadreamer_like.models.trained.prompt_template import render, set_prompt_template
 from datadreamer_like.models.trained.trained_model import TrainedModel
 from datadreamer_like.trainers import TrainHFFineTune
+from datadreamer_like.trainers.training.adapters import with_adapter
+from datadreamer_like.trainers.training.noise import noise_in_all_embeddings
 
 from .conftest import Rows
 
@@ -66,6 +70,47 @@ def test_an_encoder_decoder_learns_the_answers(session, tiny_seq2seq, data):
     assert answer(trainer, "A dog ran", chat=False) == "after the red ball."
     AutoModelForSeq2SeqLM.from_pretrained(trainer.model_path)
     assert trainer.trained.task == "text2text-generation"
+
+
+@pytest.mark.parametrize("family", ["t5", "bart", "llama"])
+@pytest.mark.parametrize("adapter", [False, True])
+def test_noise_is_added_in_every_embedding_of_tokens_and_only_while_training(family, adapter):
+    from peft import LoraConfig
+
+    model: Any = tiny_models.build(family)
+    batch = tiny_models.batches(model, 1)[0]
+    without = [state.detach() for state in _embedded(model, batch)]
+    trained = with_adapter(model, LoraConfig(r=2, target_modules="all-linear"), None) if adapter else model
+    with noise_in_all_embeddings(trained, 5.0):
+        handle = activate_neftune(trained, 5.0)
+        for before, noisy in zip(without, _embedded(model.train(), batch), strict=True):
+            noise = (noisy - before).abs()
+            assert (noise > 0).float().mean() > 0.99
+            assert noise.max() <= 5.0 / math.sqrt(before.shape[1] * before.shape[2]) + 1e-6
+        assert all(map(torch.equal, without, _embedded(model.eval(), batch)))
+        deactivate_neftune(trained, handle)
+    assert all(map(torch.equal, without, _embedded(model.train(), batch)))
+
+
+def _embedded(model: Any, batch: dict[str, Any]) -> list[torch.Tensor]:
+    """What the embeddings of tokens give, in the order in which they are called."""
+    found: list[torch.Tensor] = []
+    embeddings = [each for each in model.modules() if isinstance(each, torch.nn.Embedding)]
+    tokens = [each for each in embeddings if each.weight.shape == model.get_input_embeddings().weight.shape]
+    handles = [each.register_forward_hook(lambda *called: found.append(called[-1])) for each in tokens]
+    model(**batch)
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+def test_noise_changes_what_an_encoder_decoder_learns(session, tiny_seq2seq, data):
+    options = {**OPTIONS, "epochs": 1}
+    losses = []
+    for alpha in (None, 5.0):
+        trainer = TrainHFFineTune(f"T5 {alpha}", str(tiny_seq2seq))
+        losses.append(trainer.train(**data(ROWS, ROWS), **options, neftune_noise_alpha=alpha).metrics["loss"])
+    assert losses[0] != losses[1]
 
 
 def test_lora_on_a_causal_model_is_merged(session, tiny_causal_lm, data):

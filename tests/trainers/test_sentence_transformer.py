@@ -297,10 +297,11 @@ def test_a_cross_encoders_margins_are_the_students(session, calm_encoder, cross_
             torch.testing.assert_close(weight, expected[name], atol=1e-4, rtol=1e-3)
 
 
-def test_an_adapter_is_trained_and_merged(session, calm_encoder):
+@pytest.mark.parametrize("task", [None, "FEATURE_EXTRACTION"])
+def test_an_adapter_is_trained_and_merged(session, calm_encoder, task):
     from peft import LoraConfig
 
-    config = LoraConfig(r=2, target_modules=["query", "value"])
+    config = LoraConfig(r=2, target_modules=["query", "value"], task_type=task)
     trainer = TrainSentenceTransformer("It", str(calm_encoder), device="cpu", peft_config=config)
     trainer.train_with_positive_pairs(
         **columns("anchor", "positive"), **OPTIONS | {"learning_rate": 1e-1}, neftune_noise_alpha=0.1

@@ -100,7 +100,8 @@ def with_adapter(model: Any, config: Any, task_type: str | None) -> Any:
         raise DefinitionError(
             f'peft_config is for task_type="{given}", and the one of this trainer is "{fitting}". Leave task_type out.'
         )
-    config.task_type = config.task_type or task_type
+    # What peft wraps a model in for a task calls it as a model of transformers, which an embedder is not.
+    config.task_type = task_type if isinstance(model, PreTrainedModel) else None
     if config.task_type in _TRAINED_HEADS and getattr(config, "target_modules", None) == "all-linear":
         _train_heads(model, config)
     with _quiet_peft():

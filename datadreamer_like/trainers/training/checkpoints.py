@@ -21,11 +21,10 @@ CHECKPOINTS = "checkpoints"
 _STATE_NAME = "trainer_state.json"
 _SUMS_NAME = "checksums.json"
 _RUN_NAME = "run.json"
-_WORK = ".work"  # the session's folder with one for each run
 
 
 class Seal(TrainerCallback):
-    """Adds to each checkpoint whose it is, and checksums."""
+    """Adds to each checkpoint the run that it belongs to, and checksums."""
 
     def on_save(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> None:
         """Writes the run and the checksums of the checkpoint that was just written."""
@@ -79,12 +78,12 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 
 def _run_of(checkpoint: Path) -> str:
-    """Returns the key of a checkpoint's run, which names its arguments, and its place in it; "" outside a session."""
-    parts = checkpoint.resolve().parent.parts
-    if _WORK not in parts:
-        return ""
-    own, *inside = parts[len(parts) - parts[::-1].index(_WORK) :]
-    return "/".join((work_key(Path(own)), *inside))
+    """Returns the key of a checkpoint's run, which stands for all arguments, and its place in it; "" without one."""
+    checkpoint = checkpoint.resolve()
+    for work in checkpoint.parents:
+        if key := work_key(work):
+            return str(Path(key) / checkpoint.parent.relative_to(work))
+    return ""
 
 
 def _check_run(checkpoint: Path) -> None:

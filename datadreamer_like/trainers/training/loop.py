@@ -33,6 +33,7 @@ from .callbacks import EarlyStop, KeepZeros, Report
 from .checkpoints import CHECKPOINTS, Seal, newest_checkpoint
 from .curves import points
 from .finite import check_weights, diverged
+from .noise import noise_in_all_embeddings
 from .options import Training
 from .seeds import forked_torch
 from .teaching import TeacherAnswers
@@ -134,7 +135,7 @@ def fit(
         raise _refused(error) from error
     loop.remove_callback(PrinterCallback)
     try:
-        with system_errors():
+        with system_errors(), noise_in_all_embeddings(model, training.neftune_noise_alpha):
             loop.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     except RuntimeError as error:  # such as of sampling from probabilities that are NaN
         if why_not_finite(model.named_parameters()):
