@@ -12,7 +12,7 @@ from datadreamer_like.kernels.divergences import check_temperature
 
 from .losses import IGNORED_LABEL, confidence, confidence_weighted_loss, divergence, permuted_logits
 from .objectives import TeacherObjective
-from .outputs import Batch, Outputs, WeightedMean, counted, logits_of
+from .outputs import Batch, Outputs, WeightedMean, counted, labels_of, logits_of
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class ConfidenceWeighted(TeacherObjective):
 
     def loss(self, student: Outputs, teacher: Outputs | None, batch: Batch, modules: nn.Module | None = None) -> Tensor:
         """Returns the weighted mean over the rows with a label."""
-        if "targets" in batch or batch["labels"].is_floating_point():
+        if "targets" in batch or labels_of(batch).is_floating_point():
             raise MethodMisfit(
                 "ConfidenceWeighted weighs rows with one label each. Leave class_weights, label smoothing, soft and "
                 "multi-label targets out, or choose SoftTargets(teacher)."

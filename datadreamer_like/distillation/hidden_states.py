@@ -91,18 +91,15 @@ class HiddenStates(TeacherObjective):
                 f"{type(student).__name__} and its teacher, {type(teacher).__name__}, share no hidden states: one is "
                 "an encoder-decoder and the other is not. Choose a teacher of the student's kind."
             )
-        for layer, theirs in (self.layers or {}).items():
-            if layer > depth or theirs > teacher_depth:
-                raise MethodMisfit(
-                    f"layers maps {layer} to {theirs}, but the student has {depth} layers and the teacher "
-                    f"{teacher_depth}. Leave layers out for an even map."
-                )
+        check_depths(self.layers or {}, depth, teacher_depth)
         return depth, teacher_depth
 
     def loss(self, student: Outputs, teacher: Outputs | None, batch: Batch, modules: nn.Module | None = None) -> Tensor:
         """Returns the mean distance over the mapped layers."""
         ours, theirs = states_of(student, "student"), states_of(teacher, "teacher")
-        layers = even_layers(len(ours) - 1, len(theirs) - 1) if self.layers is None else self.layers
+        depths = len(ours) - 1, len(theirs) - 1
+        layers = even_layers(*depths) if self.layers is None else self.layers
+        check_depths(layers, *depths)
         losses = [self._distance(ours[layer], theirs[other], student.mask, modules) for layer, other in layers.items()]
         return torch.stack(losses).mean()
 
@@ -150,6 +147,16 @@ def check_layers(layers: object, least: int = 0) -> None:
             f"layers is {layers!r}; it must map layers of the student to layers of the teacher, counted from 1{zero}, "
             "such as {1: 3, 2: 6}."
         )
+
+
+def check_depths(layers: Mapping[int, int], depth: int, teacher_depth: int) -> None:
+    """Raises `MethodMisfit` if student or teacher, which have so many layers, lacks one of those mapped."""
+    for layer, other in layers.items():
+        if layer > depth or other > teacher_depth:
+            raise MethodMisfit(
+                f"layers maps {layer} to {other}, but the student has {depth} layers and the teacher {teacher_depth}. "
+                "Choose others, or leave layers out."
+            )
 
 
 def even_layers(student_layers: int, teacher_layers: int) -> dict[int, int]:

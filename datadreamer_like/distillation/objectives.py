@@ -27,6 +27,7 @@ from .outputs import (
     Outputs,
     WeightedMean,
     counted,
+    labels_of,
     logits_of,
     number_of_labels,
     number_of_positions,
@@ -288,7 +289,7 @@ class AlphaObjective(TeacherObjective):
         student, teacher, batch = only_at(counted(batch), student, teacher, batch)
         if teacher is not None and teacher.targets is not None:
             return sparse_and_label_loss(
-                logits_of(student, "student"), teacher.targets, batch["labels"] if self.needs_labels else None,
+                logits_of(student, "student"), teacher.targets, labels_of(batch) if self.needs_labels else None,
                 kind, temperature, beta, skew, counted(batch),
             )  # fmt: skip
         hard = label_loss(student, batch) if self.needs_labels else None
@@ -306,7 +307,8 @@ class SoftTargets(AlphaObjective):
 
     The loss is `alpha T² KL(q_T ‖ p_T) + (1 - alpha) CE(labels, p)`: Hinton, Vinyals and Dean 2015, arXiv:1503.02531.
     `alpha=0` is supervised learning; `alpha=1` learns from the teacher alone and needs no labels. The soft term covers
-    every row, the cross-entropy only rows with a label. A teacher from `Calibrate` teaches calibrated probabilities.
+    the positions that the batch's `mask` keeps (without one, those with a label), as a trainer's batches all rows; the
+    cross-entropy only those with a label. A teacher from `Calibrate` teaches calibrated probabilities.
 
     Attributes:
         temperature: T, above 0. Higher values give unlikely classes more weight.
@@ -352,7 +354,7 @@ def check_temperatures(signals: Sequence[Signals], temperature: float, kind: Div
 
 def label_loss(student: Outputs, batch: Batch) -> Tensor:
     """Cross-entropy with the batch's targets, which are soft or weighted, or with its labels, where there is one."""
-    student, _, batch = only_at(batch["labels"] != IGNORED_LABEL, student, None, batch)
+    student, _, batch = only_at(labels_of(batch) != IGNORED_LABEL, student, None, batch)
     logits, targets, labels = logits_of(student, "student"), batch.get("targets"), batch["labels"]
     if targets is None:
         return supervised_loss(logits, labels)

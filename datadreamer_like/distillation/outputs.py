@@ -135,6 +135,17 @@ def counted(batch: Batch) -> Tensor | None:
     return None if labels.is_floating_point() else labels != IGNORED_LABEL
 
 
+def labels_of(batch: Batch) -> Tensor:
+    """Returns the labels of a batch; `DefinitionError` if there are none."""
+    if "labels" not in batch:
+        raise DefinitionError(
+            f"The loss reads labels, and the batch has {', '.join(map(repr, batch)) or 'nothing'}. Pass "
+            f'{{"labels": ...}}, with {IGNORED_LABEL} where there is no label, or choose an objective without, such as '
+            "SoftTargets(teacher, alpha=1.0)."
+        )
+    return batch["labels"]
+
+
 def number_of_positions(batch: Batch) -> Tensor:
     """Returns the number of positions of a batch that count; of rows, if it does not say which do."""
     kept = counted(batch)

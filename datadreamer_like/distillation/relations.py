@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from datadreamer_like.errors import DefinitionError, MethodMisfit, check_number, check_sequence, did_you_mean
 
-from .hidden_states import check_layers, even_layers
+from .hidden_states import check_depths, check_layers, even_layers
 from .losses import divergence
 from .objectives import TeacherObjective
 from .outputs import Batch, Outputs, Projections
@@ -80,20 +80,17 @@ class Relations(TeacherObjective):
         """Checks that the two models can be compared; raises `MethodMisfit` if they cannot."""
         check_attentions_match(student, teacher, scores="qk" in self.kinds, heads=self.heads is None)
         if self.layers is not None:
-            check_depths({self.layers[0]: self.layers[1]}, student, teacher)
+            check_depths({self.layers[0]: self.layers[1]}, *_depths(student, teacher))
         for model in (student, teacher):
             layer = attention_layers(_a_model(model))[-1]
             for width in layer.widths:
-                if self.heads is not None and width % self.heads:
-                    raise MethodMisfit(
-                        f"heads is {self.heads}, which does not divide the {width} features of the attention of "
-                        f"{type(model).__name__}. Choose a divisor of both models' features."
-                    )
+                _check_split(width, self.heads, type(model).__name__)
 
     def loss(self, student: Outputs, teacher: Outputs | None, batch: Batch, modules: nn.Module | None = None) -> Tensor:
         """Returns the sum of the relations' divergences."""
         ours, theirs = projections_of(student, "student"), projections_of(teacher, "teacher")
         layer, other = self.layers or (len(ours), len(theirs))
+        check_depths({layer: other}, len(ours), len(theirs))
         pairs = ((ours[layer - 1], theirs[other - 1], kind) for kind in self.kinds)
         return torch.stack([self._divergence(*pair, student.mask) for pair in pairs]).sum()
 
@@ -137,12 +134,13 @@ class AttentionScores(TeacherObjective):
     def modules(self, student: nn.Module, teacher: nn.Module | None) -> None:
         """Checks that the two models can be compared; raises `MethodMisfit` if they cannot."""
         check_attentions_match(student, teacher, scores=True, heads=True)
-        check_depths(self.layers or {}, student, teacher)
+        check_depths(self.layers or {}, *_depths(student, teacher))
 
     def loss(self, student: Outputs, teacher: Outputs | None, batch: Batch, modules: nn.Module | None = None) -> Tensor:
         """Returns the mean distance over the mapped layers."""
         ours, theirs = projections_of(student, "student"), projections_of(teacher, "teacher")
         layers = even_layers(len(ours), len(theirs)) if self.layers is None else self.layers
+        check_depths(layers, len(ours), len(theirs))
         losses = []
         for layer, other in layers.items():
             a, b = (relation_scores(each, "qk") for each in (ours[layer - 1], theirs[other - 1]))
@@ -171,9 +169,18 @@ def relation_scores(layer: Projections, kind: str, heads: int | None = None) -> 
         if heads is None:
             sides.append(part.repeat_interleave(layer.queries.shape[1] // part.shape[1], dim=1))
         else:
-            batch, _, size, _ = part.shape
+            batch, own, size, width = part.shape
+            _check_split(own * width, heads, "a model")
             sides.append(part.transpose(1, 2).reshape(batch, size, heads, -1).transpose(1, 2))
     return sides[0] @ sides[1].transpose(-1, -2) / math.sqrt(sides[0].shape[-1])
+
+
+def _check_split(width: int, heads: int | None, whose: str) -> None:
+    if heads is not None and width % heads:
+        raise MethodMisfit(
+            f"heads is {heads}, which does not divide the {width} features of the attention of {whose}. Choose a "
+            "divisor of both models' features."
+        )
 
 
 def attended(scores: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
@@ -211,14 +218,8 @@ def check_attentions_match(student: nn.Module, teacher: nn.Module | None, *, sco
         )
 
 
-def check_depths(layers: Mapping[int, int], student: nn.Module, teacher: nn.Module | None) -> None:
-    """Raises `MethodMisfit` if a model lacks one of the mapped layers."""
-    depth, teacher_depth = len(attention_layers(student)), len(attention_layers(_a_model(teacher)))
-    for layer, other in layers.items():
-        if layer > depth or other > teacher_depth:
-            raise MethodMisfit(
-                f"layers maps {layer} to {other}, but the student has {depth} layers and the teacher {teacher_depth}."
-            )
+def _depths(student: nn.Module, teacher: nn.Module | None) -> tuple[int, int]:
+    return len(attention_layers(student)), len(attention_layers(_a_model(teacher)))
 
 
 def projections_of(outputs: Outputs | None, role: str) -> tuple[Projections, ...]:

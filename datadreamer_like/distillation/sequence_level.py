@@ -15,7 +15,7 @@ from datadreamer_like.kernels.divergences import check_alpha
 
 from .generated import Beams
 from .objectives import TeacherObjective, label_loss
-from .outputs import Batch, Outputs
+from .outputs import Batch, Outputs, labels_of
 from .teacher import Teacher, TextTeacher
 
 
@@ -92,7 +92,7 @@ class SequenceLevel(_WrittenAnswers):
 
     def loss(self, student: Outputs, teacher: Outputs | None, batch: Batch, modules: nn.Module | None = None) -> Tensor:
         """Returns the weighted sum over the rows with references and those with the teacher's answers (`written`)."""
-        labels, written = batch["labels"], batch.get("written")
+        labels, written = labels_of(batch), batch.get("written")
         if not 0 < self.alpha < 1:
             return label_loss(student, batch)
         if written is None:

@@ -13,7 +13,7 @@ from datadreamer_like.kernels.divergences import check_temperature
 
 from .losses import supervised_loss
 from .objectives import TeacherObjective
-from .outputs import Batch, Outputs, counted, logits_of
+from .outputs import Batch, Outputs, counted, labels_of, logits_of
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class ULD(TeacherObjective):
         ours, theirs = logits_of(student, "student"), logits_of(teacher, "teacher")
         mask, positions = counted(batch), None if teacher is None else teacher.positions
         apart = universal_logit_loss(ours, theirs, mask, positions, temperature=self.temperature)
-        return supervised_loss(ours, batch["labels"]) + self.weight * apart
+        return supervised_loss(ours, labels_of(batch)) + self.weight * apart
 
 
 def universal_logit_loss(

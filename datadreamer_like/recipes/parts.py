@@ -112,23 +112,32 @@ def held_out_texts(texts: Iterable[object]) -> list[str]:
     return [text for text in texts if isinstance(text, str)]
 
 
-def without_held_out(name: str, pool: Column, held_out: Iterable[object]) -> Column:
-    """Returns a recipe's pool without the texts of its validation rows, whose number is warned of.
+def without_known(name: str, pool: Column, held_out: Iterable[object], seed: Iterable[object]) -> Column:
+    """Returns a recipe's pool without the texts of its validation rows and of its seed; warns of how many there are.
 
     Raises:
         EmptyDataset: No text is left.
     """
-    texts = frozenset(held_out_texts(held_out))
-    found = [isinstance(text, str) and text in texts for text in pool]
-    if not any(found):
+    tests = frozenset(held_out_texts(held_out))
+    labelled = frozenset(each for each in seed if isinstance(each, str)) - tests
+    texts = [text if isinstance(text, str) else None for text in pool]
+    of_tests, of_seed = (sum(text in group for text in texts) for group in (tests, labelled))
+    if not of_tests + of_seed:
         return pool
-    if all(found):
-        raise EmptyDataset(f'"{name}": all texts of the pool are also validation rows. Pass others.')
-    logger.warning(
-        "%s: %s of the %s rows of the pool have the text of a validation row. They are left out: the metrics would be "
-        "those of rows that the model has learned.", name, f"{sum(found):,}", f"{len(found):,}",
-    )  # fmt: skip
-    left: Any = renamed(pool, "text").filter(lambda row: row["text"] not in texts)
+    if of_tests + of_seed == len(texts):
+        groups = [what for what, count in (("validation rows", of_tests), ("rows of the seed", of_seed)) if count]
+        raise EmptyDataset(f'"{name}": all texts of the pool are also {" or ".join(groups)}. Pass others.')
+    for count, whose, why in (
+        (of_tests, "a validation row", "the metrics would be those of rows that the model has learned"),
+        (of_seed, "a row of the seed", "they have a label already"),
+    ):
+        if count:
+            logger.warning(
+                "%s: %s of the %s rows of the pool have the text of %s. They are left out: %s.",
+                name, f"{count:,}", f"{len(texts):,}", whose, why,
+            )  # fmt: skip
+    known = tests | labelled if of_seed else tests  # the fingerprint says what is left out
+    left: Any = renamed(pool, "text").filter(lambda row: row["text"] not in known)
     return check_column(left.output["text"], "pool")
 
 

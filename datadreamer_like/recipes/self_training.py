@@ -23,7 +23,7 @@ from .parts import (
     labelled,
     make_trainer,
     named,
-    without_held_out,
+    without_known,
 )
 
 logger = logging.getLogger("datadreamer_like")
@@ -49,7 +49,7 @@ class SelfTraining:
         name: Prefix of the names of all steps, trainers and stages, which are cached nodes.
         trainer: Makes an untrained trainer of a name: `partial(TrainHFClassifier, model_name=...)`.
         train_input, train_output: Columns of the texts and labels of the seed, one label per row.
-        unlabelled: Column of texts without labels; those of validation rows are left out.
+        unlabelled: Column of texts without labels; those of validation rows and of the seed are left out.
         validation_input, validation_output: Columns of held-out texts and labels.
         threshold: Probability from which a label counts, above 0 and at most 1.
         rounds: Maximum number of rounds after the first student.
@@ -120,7 +120,7 @@ class SelfTraining:
             )
         first = make_trainer(trainer, f"{name}, student 0")
         check_options(self, first, options, ("train_input", "train_output"))
-        unlabelled = without_held_out(name, unlabelled, validation_input)
+        unlabelled = without_known(name, unlabelled, validation_input, train_input)
         seed = named(labelled(train_input, train_output), train["train_output"], "train_output")
         seed = seed.save(name=f"{name}, seed")
         known: dict[int, str] = {}

@@ -66,6 +66,20 @@ def by_hand(ours: Any, theirs: Any, names: list[tuple[str, str]], split: int | N
     return total
 
 
+@pytest.mark.parametrize(
+    ("objective", "message"),
+    [
+        (Relations(TEACHER, kinds=("vv",), heads=5), "heads is 5, which does not divide the 12 features"),
+        (Relations(TEACHER, layers=(2, 1)), "layers maps 2 to 1, but the student has 1 layers"),
+        (Relations(TEACHER, layers=(1, 3)), "layers maps 1 to 3, but the student has 1 layers"),
+        (AttentionScores(TEACHER, layers={1: 3}), "layers maps 1 to 3, but the student has 1 layers"),
+    ],
+)
+def test_heads_and_layers_that_outputs_lack_are_named(objective, message):
+    with pytest.raises(MethodMisfit, match=message):
+        objective.loss(outputs(projections(3, 4, 0)), outputs(projections(3, 4, 1)), {})
+
+
 @pytest.mark.parametrize("causal", [False, True])
 def test_minilm_compares_attentions_and_value_relations_head_by_head(causal):
     (ours,), (theirs,) = projections(3, 4, 0, causal=causal), projections(3, 8, 1, causal=causal)

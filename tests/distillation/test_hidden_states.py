@@ -62,6 +62,14 @@ def test_the_loss_is_the_formula_over_mapped_layers_and_tokens(distance, layers,
     assert found.item() == pytest.approx(sum(means) / len(means), rel=1e-5)
 
 
+@pytest.mark.parametrize("layers", [{5: 1}, {1: 5}, {0: 0, 3: 4}])
+def test_a_layer_that_outputs_lack_is_named(layers):
+    with pytest.raises(MethodMisfit, match=r"the student has 2 layers and the teacher 4\. Choose others"):
+        HiddenStates(TEACHER, layers=layers).loss(
+            Outputs(hidden_states=states(2, 4, seed=1)), Outputs(hidden_states=states(4, 4, seed=2)), {}
+        )
+
+
 def test_the_distance_of_a_model_to_itself_is_zero_and_no_gradient_reaches_the_teacher():
     same = tuple(state.requires_grad_() for state in states(3, 4, seed=1))
     for distance in ("mse", "cosine"):

@@ -17,9 +17,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from datadreamer_like.distillation import (
     Combined,
+    ConfidenceWeighted,
     HardTargets,
     Objective,
     Outputs,
+    SequenceLevel,
     SoftTargets,
     StoredAnswers,
     Supervised,
@@ -182,6 +184,15 @@ def test_objectives_are_their_losses(classifier):
     assert all(isinstance(o, Objective) for o in (Supervised(), HardTargets(classifier), soft))
     with pytest.raises(DefinitionError, match="teacher's outputs have no logits"):
         soft.loss(given, None, batch)
+
+
+@pytest.mark.parametrize("batch", [{}, {"mask": torch.ones(4, dtype=torch.bool)}])
+@pytest.mark.parametrize("kind", [Supervised, SoftTargets, ConfidenceWeighted, SequenceLevel])
+def test_labels_that_a_batch_lacks_are_asked_for(classifier, kind, batch):
+    given, said = Outputs(logits=torch.randn(4, 3)), Outputs(logits=torch.randn(4, 3))
+    objective = kind() if kind is Supervised else kind.example(classifier)
+    with pytest.raises(DefinitionError, match=r"The loss reads labels, and the batch has ('mask'|nothing)\. Pass"):
+        objective.loss(given, said, batch)
 
 
 @pytest.mark.parametrize("multi", [False, True])

@@ -22,7 +22,7 @@ LINEAR = partial(TrainLinearClassifier, char_ngrams=None, max_features=100)
 
 def given(seed: int = 24, pool: int = 120) -> dict[str, Any]:
     first, second = rows("Seed", seed, 0), rows("Validation", 48, 1)
-    texts = [text for text in rows("Drawn", pool, 2)["text"] if text not in {*second["text"]}]
+    texts = [text for text in rows("Drawn", pool, 2)["text"] if text not in {*first["text"], *second["text"]}]
     return {
         "train_input": first["text"], "train_output": first["label"],
         "unlabelled": DataSource("Pool", {"text": texts}).output["text"],
@@ -92,19 +92,35 @@ def test_with_calibration_the_temperature_decides_what_is_certain(session):
     assert calibrated.rounds[1]["labelled"] > plain.rounds[-1]["labelled"]
 
 
-def test_texts_of_validation_rows_are_left_out_of_the_pool_as_in_a_distillation_loop(session, caplog):
+@pytest.mark.parametrize(
+    ("known", "whose", "all_of"),
+    [
+        (["validation_input"], ["a validation row"], "validation rows"),
+        (["train_input"], ["a row of the seed"], "rows of the seed"),
+        (["train_input", "validation_input"], ["a validation row", "a row of the seed"], "validation rows or rows of"),
+    ],
+)
+def test_texts_that_have_a_label_already_are_left_out_of_the_pool(session, caplog, known, whose, all_of):
     columns = given()
-    held_out, pool = list(columns["validation_input"]), list(columns["unlabelled"])
-    mixed = DataSource("Mixed", {"text": [*held_out[:5], *pool, None, *held_out[5:9]]}).output["text"]
-    grown = SelfTraining("Grown", LINEAR, **{**columns, "unlabelled": mixed}, threshold=0.6, rounds=1, C=10.0)
-    assert f"Grown: 9 of the {len(pool) + 10} rows of the pool have the text of a validation row" in caplog.text
+    pool = list(columns["unlabelled"])
+    held_out = {*columns["validation_input"]}
+    texts = [[text for text in columns[name] if name != "train_input" or text not in held_out] for name in known]
+    mixed = (
+        [text for each in texts for text in each[:5]] + [*pool, None] + [text for each in texts for text in each[5:9]]
+    )
+    drawn = DataSource("Mixed", {"text": mixed}).output["text"]
+    grown = SelfTraining("Grown", LINEAR, **{**columns, "unlabelled": drawn}, threshold=0.6, rounds=1, C=10.0)
+    for each in whose:
+        assert f"Grown: 9 of the {len(mixed)} rows of the pool have the text of {each}" in caplog.text
+    assert caplog.text.count("rows of the pool have the text") == len(whose)
     alone = SelfTraining("Alone", LINEAR, **columns, threshold=0.6, rounds=1, C=10.0)
     learned = [list(each.student.parents[0].output["text"]) for each in (grown, alone)]
     assert learned[0] == learned[1]
     assert len(learned[0]) > 24
     assert "Alone: " not in caplog.text
-    with pytest.raises(EmptyDataset, match='"None": all texts of the pool are also validation rows'):
-        SelfTraining("None", LINEAR, **{**columns, "unlabelled": columns["validation_input"]})
+    nothing = DataSource("Known", {"text": [text for each in texts for text in each]}).output["text"]
+    with pytest.raises(EmptyDataset, match=f'"None": all texts of the pool are also {all_of}'):
+        SelfTraining("None", LINEAR, **{**columns, "unlabelled": nothing})
 
 
 def test_a_temperature_that_the_validation_rows_do_not_determine_is_named_with_what_it_does(session, caplog):

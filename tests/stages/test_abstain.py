@@ -295,6 +295,19 @@ def test_damaged_or_newer_file_is_named(sure: Abstain, tmp_path: Path):
         TrainedModel.load(folder).predict(["the cat"])
 
 
+@pytest.mark.parametrize("edited", [{"log_odds": "0.0"}, {"max_error": 0.001}, {"errors": 0}, None])
+def test_a_threshold_changed_by_hand_is_refused(sure: Abstain, tmp_path: Path, edited: dict[str, Any] | None):
+    folder = sure.export(to=tmp_path / "exported")
+    file = folder / CONFIDENCE_NAME
+    content = json.loads(file.read_text(encoding="utf-8"))
+    change = {"temperature": 9.0} if edited is None else {"threshold": content["threshold"] | edited}
+    file.write_text(json.dumps(content), encoding="utf-8")  # in another layout
+    assert TrainedModel.load(folder).predict(["the cat"]).labels
+    file.write_text(json.dumps({**content, **change}), encoding="utf-8")
+    with pytest.raises(StorageError, match=r"confidence.json was changed after it was written"):
+        TrainedModel.load(folder).predict(["the cat"])
+
+
 @pytest.mark.parametrize("split", ["train", "validation", "calibration", "other"])
 def test_rows_that_the_model_has_seen_are_warned_of(
     session: DataDreamer, column: Column, caplog: pytest.LogCaptureFixture, split: str

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 CONFIDENCE_NAME = "confidence.json"
 CONFIDENCE_FORMAT = 1
+_DIGEST = "digest"
 _ORIGIN_KEYS = ("_name_or_path", "name_or_path")
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -79,7 +80,7 @@ class Confidence:
 
         Raises:
             MethodMisfit: It was fitted on other files than those in the folder.
-            NewerFormat, StorageError: A newer version of this package wrote it, or it is damaged.
+            NewerFormat, StorageError: A newer version of this package wrote it, or it is damaged or changed.
         """
         path = folder / CONFIDENCE_NAME
         if not path.is_file():
@@ -87,13 +88,18 @@ class Confidence:
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
             NewerFormat.check(path, data["format"], CONFIDENCE_FORMAT)
-            threshold = data["threshold"]
+            threshold, written = data["threshold"], data.pop(_DIGEST, None)
             if threshold is not None:
                 known = {f.name: threshold[f.name] for f in fields(Threshold)}
                 threshold = Threshold(**{**known, "log_odds": float(known["log_odds"])})
             found = cls(data["temperature"], threshold)
         except (ValueError, KeyError, TypeError) as error:
             raise StorageError(f"{path} is damaged ({error!r}). Fit the threshold or temperature again.") from error
+        if written not in (None, _digest(data)):
+            raise StorageError(
+                f"{path} was changed after it was written, so its threshold would have no guarantee. Fit the threshold "
+                f'or temperature again; to use the file as it is, delete its "{_DIGEST}".'
+            )
         if data["model"] != model_digest(folder):
             raise MethodMisfit(
                 f"{path} was fitted on other model files than those in its folder, so it says nothing of this model. "
@@ -112,7 +118,7 @@ class Confidence:
             "temperature": self.temperature,
             "threshold": threshold,
         }
-        write_file(folder / CONFIDENCE_NAME, json.dumps(content, indent=1))
+        write_file(folder / CONFIDENCE_NAME, json.dumps({**content, _DIGEST: _digest(content)}, indent=1))
 
     def usable_threshold(self, model: str, dtype: str | None) -> Threshold:
         """Returns the threshold of a model, called `model` in messages, that runs in `dtype`.
@@ -154,6 +160,10 @@ class Confidence:
     def scaled(self, logits: Array) -> Array:
         """Returns logits divided by the temperature."""
         return logits if self.temperature is None else logits / np.asarray(self.temperature)
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def model_digest(folder: Path) -> str:
