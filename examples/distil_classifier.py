@@ -1,6 +1,6 @@
 """Distilling a classifier from few labels: a student learns from its teacher's answers to unlabelled rows.
 
-The task: tell from a software package's description which of six topics it belongs to, with one row of eight
+The task: tell from a software package's description which of six topics it belongs to, with one row of six
 labelled. Four students of two layers start from the teacher's own and take the same number of steps: one on the labels
 alone, one on the classes that the teacher chooses for all rows, one on its probabilities, and one that first learns its
 hidden states from disk. All are compared on rows that none has seen, next to word counts and the frozen encoder.
@@ -26,7 +26,7 @@ DATA = Path(__file__).parent / "data"
 SHORT = "--short" in sys.argv
 FOLDER = next((argument for argument in sys.argv[1:] if argument != "--short"), "distil-classifier-output")
 TOPICS = ["admin", "games", "graphics", "net", "science", "sound"]
-ROWS, LABELLED, TEST, EPOCHS = (96, 48, 40, 1) if SHORT else (2000, 250, 450, 8)
+ROWS, LABELLED, TEST, EPOCHS = (96, 48, 40, 1) if SHORT else (1500, 250, 450, 8)
 
 with DataDreamer(FOLDER):
     source = CSVDataSource("Descriptions", data_files=DATA / "package_descriptions_train.csv")
