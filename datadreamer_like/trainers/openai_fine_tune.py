@@ -134,6 +134,7 @@ class TrainOpenAIFineTune(Trainer):
             batch_size: Rows in a batch; AUTO for the server's choice.
             learning_rate_multiplier: Factor of the server's learning rate; AUTO for its choice.
             **kwargs: Further arguments of the SDK's `fine_tuning.jobs.create`, such as `seed` and `suffix`.
+                With another `timeout`, in seconds, a finished training is loaded.
 
         Raises:
             DataError: There are fewer than ten rows, an answer is empty, or a row is too long.
@@ -166,6 +167,7 @@ class TrainOpenAIFineTune(Trainer):
         parts = {**class_part(type(self)), "model": fingerprint(self.llm, "model_name")}
         parts |= {f"input {name}": fingerprint(column, name) for name, column in inputs.items()}
         own = {"truncate": truncate, **chosen, **kwargs}
+        own.pop("timeout", None)  # the job is the same
         parts |= {f"argument {name}": fingerprint(value, name) for name, value in own.items()}
         settings = {"method": {"type": "supervised", **({"supervised": {"hyperparameters": chosen}} if chosen else {})}}
         parents = [column.step for column in inputs.values()]

@@ -196,6 +196,13 @@ def test_a_finished_training_is_loaded_and_a_changed_or_forced_one_is_another_jo
     assert server.files["file-4"]["filename"] != server.files["file-0"]["filename"]
 
 
+def test_another_timeout_is_not_another_job(tmp_path, server):
+    for waiting in ({}, {"timeout": 20}, {"timeout": 60.0}):
+        with DataDreamer(tmp_path / "output", verbose=False):
+            trainer(server).train(**columns(), **waiting)
+    assert len(server.jobs) == 1
+
+
 def test_what_needs_files_of_the_model_says_that_it_is_on_a_server(session, server):
     it = trainer(server).train(**columns())
     rows = Rows("Test", {"text": ["a"], "label": ["b"]}).output
