@@ -26,7 +26,7 @@ DATA = Path(__file__).parent / "data"
 SHORT = "--short" in sys.argv
 FOLDER = next((argument for argument in sys.argv[1:] if argument != "--short"), "distil-classifier-output")
 TOPICS = ["admin", "games", "graphics", "net", "science", "sound"]
-ROWS, LABELLED, TEST, EPOCHS = (96, 48, 40, 1) if SHORT else (1500, 250, 450, 8)
+ROWS, LABELLED, TEST, EPOCHS = (96, 48, 40, 1) if SHORT else (1500, 250, 450, 6)
 
 with DataDreamer(FOLDER):
     source = CSVDataSource("Descriptions", data_files=DATA / "package_descriptions_train.csv")

@@ -274,7 +274,7 @@ class TrainOpenAIFineTune(Trainer):
         known = tokens is not None and self.training_price is not None
         cost = tokens * self.training_price / 1e6 if known else None
         current_usage().add(cost=cost)
-        card.register("Cost", "unknown" if cost is None else f"{cost:.2f} US dollars")
+        card.register("Cost", "unknown" if cost is None else in_dollars(nanodollars(cost)))
 
     # The result
 

@@ -9,7 +9,14 @@ import pytest
 import tiny_models
 import torch
 from hostile import HOSTILE
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    BertConfig,
+    EncoderDecoderConfig,
+    EncoderDecoderModel,
+)
 from transformers.integrations.neftune import activate_neftune, deactivate_neftune
 
 from datadreamer_like.distillation import SoftTargets
@@ -72,13 +79,14 @@ def test_an_encoder_decoder_learns_the_answers(session, tiny_seq2seq, data):
     assert trainer.trained.task == "text2text-generation"
 
 
-@pytest.mark.parametrize("family", ["t5", "bart", "llama"])
+@pytest.mark.parametrize("family", ["t5", "bart", "llama", "two vocabularies"])
 @pytest.mark.parametrize("adapter", [False, True])
 def test_noise_is_added_in_every_embedding_of_tokens_and_only_while_training(family, adapter):
     from peft import LoraConfig
 
-    model: Any = tiny_models.build(family)
-    batch = tiny_models.batches(model, 1)[0]
+    model: Any = tiny_models.build(family) if family != "two vocabularies" else _of_two_vocabularies()
+    ids = torch.arange(12).view(2, 6)
+    batch = tiny_models.batches(model, 1)[0] if family != "two vocabularies" else dict.fromkeys(_BOTH, ids)
     without = [state.detach() for state in _embedded(model, batch)]
     trained = with_adapter(model, LoraConfig(r=2, target_modules="all-linear"), None) if adapter else model
     with noise_in_all_embeddings(trained, 5.0):
@@ -92,11 +100,25 @@ def test_noise_is_added_in_every_embedding_of_tokens_and_only_while_training(fam
     assert all(map(torch.equal, without, _embedded(model.train(), batch)))
 
 
+_BOTH = ("input_ids", "decoder_input_ids")
+
+
+def _of_two_vocabularies() -> Any:
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    parts = [
+        BertConfig(vocab_size=size, **sizes, **decoder)
+        for size, decoder in ((30, {}), (40, {"is_decoder": True, "add_cross_attention": True}))
+    ]
+    config = EncoderDecoderConfig.from_encoder_decoder_configs(*parts)
+    torch.manual_seed(0)
+    return EncoderDecoderModel(config).eval()
+
+
 def _embedded(model: Any, batch: dict[str, Any]) -> list[torch.Tensor]:
     """What the embeddings of tokens give, in the order in which they are called."""
     found: list[torch.Tensor] = []
-    embeddings = [each for each in model.modules() if isinstance(each, torch.nn.Embedding)]
-    tokens = [each for each in embeddings if each.weight.shape == model.get_input_embeddings().weight.shape]
+    named = {name: each for name, each in model.named_modules() if isinstance(each, torch.nn.Embedding)}
+    tokens = [each for name, each in named.items() if name.endswith(("word_embeddings", "embed_tokens", "shared"))]
     handles = [each.register_forward_hook(lambda *called: found.append(called[-1])) for each in tokens]
     model(**batch)
     for handle in handles:

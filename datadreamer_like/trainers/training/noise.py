@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.integrations.neftune import neftune_post_forward_hook
 
@@ -28,14 +28,14 @@ def noise_in_all_embeddings(model: nn.Module, alpha: float | None) -> Iterator[N
         yield
         return
     hooked = whole.get_input_embeddings()
-    size = hooked.weight.shape
     found: dict[int, Any] = {}
     for part in parts:
         try:
             embedding: Any = part.get_input_embeddings()
         except (AttributeError, NotImplementedError):  # parts that take vectors
             continue
-        if embedding is not hooked and getattr(getattr(embedding, "weight", None), "shape", None) == size:
+        weight = getattr(embedding, "weight", None)
+        if embedding is not hooked and isinstance(weight, Tensor) and weight.dim() == 2:
             found[id(embedding)] = embedding
     handles = []
     for embedding in found.values():
