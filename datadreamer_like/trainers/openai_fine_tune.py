@@ -27,6 +27,7 @@ from datadreamer_like.graph.results import Kept
 from datadreamer_like.models import OpenAI
 from datadreamer_like.models.llms.chat_template import AUTO, Auto
 from datadreamer_like.models.trained.trained_model import TrainedModel
+from datadreamer_like.storage.ledger import in_dollars, nanodollars
 
 from .trainer import Trainer
 from .training.curves import read_curves, write_curves

@@ -159,12 +159,13 @@ def test_the_state_and_the_losses_are_shown_while_the_job_runs(session, server):
     assert it.card.cost == pytest.approx(3.0 * 1_234 / 1e6)
 
 
-def test_a_cost_without_a_price_is_unknown(session, server, capsys):
-    it = trainer(server).train(**columns())
-    assert it.card.cost is None
+@pytest.mark.parametrize(("price", "shown"), [(None, "unknown"), (3.0, "0.003702 USD"), (1e6, "1234.00 USD")])
+def test_the_cost_is_shown_with_its_digits_or_as_unknown(session, server, capsys, price, shown):
+    it = trainer(server, training_price=price).train(**columns())
+    assert it.card.cost == (None if price is None else pytest.approx(price * 1_234 / 1e6))
     it.model_card()
     facts = json.loads(capsys.readouterr().out)["It"]
-    assert (facts["Cost"], facts["Fine-tuned Model"]) == (["unknown"], [it.model])
+    assert (facts["Cost"], facts["Fine-tuned Model"]) == ([shown], [it.model])
 
 
 def test_the_fine_tuned_model_is_prompted_as_it_was_trained(session, server):
