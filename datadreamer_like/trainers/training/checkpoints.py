@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback, TrainingArguments
+from torch import nn
+from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
 from datadreamer_like.errors import StorageError
 from datadreamer_like.graph.places import work_key
@@ -32,6 +35,26 @@ class Seal(TrainerCallback):
         if state.is_world_process_zero and folder.is_dir():
             write_file(folder / _RUN_NAME, json.dumps(_run_of(folder)))
             write_file(folder / _SUMS_NAME, json.dumps(checksums(folder, but=(_SUMS_NAME, SEAL_NAME))))
+
+
+@contextmanager
+def own_names(model: nn.Module) -> Iterator[None]:
+    """Inside, a model is saved with the names of its tensors, as a loop that resumes loads them.
+
+    transformers saves a model as it was published: a mixture's experts one by one, old names of norms. Its `Trainer`
+    loads a checkpoint without renaming, and so would leave these weights as they are.
+    """
+    models: list[Any] = [each for each in model.modules() if isinstance(each, PreTrainedModel)]
+    before = [(each, vars(each)["_weight_conversions"]) for each in models if "_weight_conversions" in vars(each)]
+    for each in models:
+        each._weight_conversions = []
+    try:
+        yield
+    finally:
+        for each in models:
+            del each._weight_conversions
+        for each, conversions in before:
+            each._weight_conversions = conversions
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

@@ -30,7 +30,7 @@ from datadreamer_like.pruning.while_training import ScoredMask
 from datadreamer_like.storage.folders import system_errors
 
 from .callbacks import EarlyStop, KeepZeros, Report
-from .checkpoints import CHECKPOINTS, Seal, newest_checkpoint
+from .checkpoints import CHECKPOINTS, Seal, newest_checkpoint, own_names
 from .curves import points
 from .finite import check_weights, diverged
 from .noise import noise_in_all_embeddings
@@ -135,7 +135,7 @@ def fit(
         raise _refused(error) from error
     loop.remove_callback(PrinterCallback)
     try:
-        with system_errors(), noise_in_all_embeddings(model, training.neftune_noise_alpha):
+        with system_errors(), own_names(model), noise_in_all_embeddings(model, training.neftune_noise_alpha):
             loop.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     except RuntimeError as error:  # such as of sampling from probabilities that are NaN
         if why_not_finite(model.named_parameters()):
