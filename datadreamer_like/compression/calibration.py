@@ -156,7 +156,9 @@ class Block:
         args, kwargs = self._now.arguments[self._index]
         is_given = any(x is value for value in (*args, *kwargs.values()))
         mask = self._now.given_mask if is_given else self._now.mask
-        # Experts get a subset of the tokens in another order: keep all of them.
+        if mask is not None and hasattr(x, "token_rows"):
+            return rows[mask.reshape(-1)[x.token_rows]]
+        # Experts of unknown form get a subset of the tokens in another order: keep all of them.
         return rows if mask is None or mask.numel() != len(rows) else rows[mask.reshape(-1)]
 
 
@@ -176,6 +178,8 @@ class _Whole(Block):
     def tokens(self, x: Tensor) -> Tensor:
         """Returns the rows [rows, features] of an input [..., features] of a module, without padding."""
         rows = x.reshape(-1, x.shape[-1])
+        if self._mask is not None and hasattr(x, "token_rows"):
+            return rows[self._mask.reshape(-1)[x.token_rows]]
         return rows if self._mask is None or self._mask.shape != x.shape[:-1] else rows[self._mask.reshape(-1)]
 
 

@@ -19,6 +19,7 @@ from datadreamer_like.formats.quantizer import has_codes
 from datadreamer_like.formats.sparse import sparse_names
 
 from .calibration import Batches, Corpus
+from .experts import as_layers, put_together, take_apart
 from .zeros import refilled
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
@@ -37,6 +38,8 @@ class CompressionMethod(ABC):
         needs_gradients: Whether `change` runs with gradients enabled.
         changes_tokenizer: Whether the tokenizer is changed too. `calibration` is then texts, not batches.
         states_widths: False if layers end up with widths that no config of transformers states.
+        layer_by_layer: Whether single linear layers are changed. Experts whose weights one tensor holds then have
+            layers of their own while the method works.
         papers: arXiv ids of the method's papers, such as "2306.11695", cited on the card of a result.
         result_version: Incremented when the same options give another result.
     """
@@ -46,6 +49,7 @@ class CompressionMethod(ABC):
     needs_gradients: ClassVar[bool] = False
     changes_tokenizer: ClassVar[bool] = False
     states_widths: ClassVar[bool] = True
+    layer_by_layer: ClassVar[bool] = False
     papers: ClassVar[tuple[str, ...]] = ()
     result_version: ClassVar[int] = 1
 
@@ -68,7 +72,8 @@ class CompressionMethod(ABC):
         adapters = None
         if hasattr(model, "peft_config"):
             adapters = "it has adapters on its weights. Merge them first: model.merge_and_unload()."
-        return foreign(model) or adapters or self.fits(model) or why_not_finite(model.named_parameters())
+        fitted = as_layers(model) if self.layer_by_layer else model
+        return foreign(model) or adapters or self.fits(fitted) or why_not_finite(model.named_parameters())
 
     def why_only_here(self, model: nn.Module) -> str | None:
         """The reason why the result for this model loads only where this package does, or None.
@@ -113,15 +118,20 @@ class CompressionMethod(ABC):
         if self.changes_tokenizer:
             tokenizer = copy.deepcopy(tokenizer)
             data = Corpus(calibration, tokenizer)  # type: ignore[arg-type]
+        exclude = getattr(self, "exclude", ())
         names = [*dict(model.named_modules()), *dict(model.named_parameters())]
-        for pattern in getattr(self, "exclude", ()):
+        if self.layer_by_layer:
+            take_apart(small, exclude)
+            names += dict(small.named_modules())
+        for pattern in exclude:
             if not fnmatch.filter(names, pattern):
                 logging.getLogger("datadreamer_like").warning(
                     '%s: the pattern "%s" in exclude matches no name in the model.', self, pattern
                 )
         with torch.set_grad_enabled(self.needs_gradients):
             self.change(small, data)
-        self.warn_of_refilled(model, small)
+        self.warn_of_refilled(as_layers(model) if self.layer_by_layer else model, small)
+        put_together(small)
         self.warn_of_experts(small)
         return small if tokenizer is None else (small, tokenizer)
 
@@ -139,8 +149,8 @@ class CompressionMethod(ABC):
             )
 
     def warn_of_experts(self, after: nn.Module) -> None:
-        """Warns if a method of layers has left experts as they were, since one tensor holds the weights of all."""
-        if not (hasattr(self, "exclude") or hasattr(self, "methods")):
+        """Warns if a method of layers has left experts as they were, in tensors that cannot be taken apart."""
+        if not self.layer_by_layer:
             return
         found, sparse = stacked_experts(after, getattr(self, "exclude", ())), set(sparse_names(after))
         left = {name: tensor for name, tensor in found.items() if name not in sparse or self.kind == "quantization"}
@@ -148,7 +158,7 @@ class CompressionMethod(ABC):
             return
         logging.getLogger("datadreamer_like").warning(
             '%s leaves %s weights of experts as they are: "%s" and %d other tensors hold those of several layers each, '
-            "and only layers are changed. Magnitude and Cast change them too.",
+            "in a form that is not known here. Magnitude and Cast change them too.",
             self,
             f"{sum(tensor.numel() for tensor in left.values()):,}",
             next(iter(left)),

@@ -102,6 +102,7 @@ def sensitivity(
         >>> found = sensitivity(student, test["text"][:64], bits=(4, 3))  # doctest: +SKIP
         >>> mixed = Mixed({**{name: AbsMax(8) for name in found.most_sensitive(4, 3)}, "*": GPTQ(4)})  # doctest: +SKIP
     """
+    from datadreamer_like.compression.experts import as_layers
     from datadreamer_like.models.trained.model_node import as_torch_model
     from datadreamer_like.models.trained.predictions import check_texts
     from datadreamer_like.quantization import AbsMax
@@ -124,6 +125,7 @@ def sensitivity(
         method = next(iter(methods.values()))
         if reason := method.why_not(model):
             raise MethodMisfit(f"sensitivity does not fit {type(model).__name__}: {reason}")
+        model = as_layers(model)
         layers = method.chosen(model)
         parts = _parts(model, layers) if by == "block" else {name: [name] for name in layers}
         sums = {name: dict.fromkeys(methods, 0.0) for name in parts}

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple, cast
 
 from torch import Tensor, nn
@@ -254,7 +255,19 @@ def weight_of(linear: nn.Module) -> Tensor:
 
 def matches(name: str, patterns: Sequence[str]) -> bool:
     """Whether a module, or one that it is in, is named by one of the patterns, as in "classifier" or "*.attention"."""
-    return any(fnmatch(name, pattern) or fnmatch(name, f"{pattern}.*") for pattern in patterns)
+    exact, wild = _sorted(tuple(patterns))
+    if exact:
+        parts = name.split(".")
+        if not exact.isdisjoint(".".join(parts[:end]) for end in range(1, len(parts) + 1)):
+            return True
+    return any(fnmatch(name, pattern) or fnmatch(name, f"{pattern}.*") for pattern in wild)
+
+
+@lru_cache
+def _sorted(patterns: tuple[str, ...]) -> tuple[frozenset[str], tuple[str, ...]]:
+    """The patterns that are plain names, of which there can be thousands, and the others."""
+    wild = tuple(pattern for pattern in patterns if any(sign in pattern for sign in "*?["))
+    return frozenset(patterns) - frozenset(wild), wild
 
 
 def token_embeddings(model: nn.Module) -> dict[str, nn.Embedding]:

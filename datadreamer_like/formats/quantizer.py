@@ -20,6 +20,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from datadreamer_like.errors import MethodMisfit, NewerFormat, StorageError
 
+from .experts import fuse_experts
 from .layout import CodedModule, Entry, in_order, kind_of, name_in, renamed
 from .modules import replace_modules, stacks
 
@@ -281,6 +282,7 @@ def dequantize(model: nn.Module) -> None:
     replace_modules(model, plain)
     entries = layouts(model)
     entries[:] = [entry for entry in entries if kind_of(entry).trainable]
+    fuse_experts(model, entries)
     for module in model.modules():
         if isinstance(quantizer := vars(module).get("hf_quantizer"), LayoutQuantizer):
             attach(module, quantizer)

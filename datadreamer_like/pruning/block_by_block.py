@@ -25,6 +25,7 @@ class PrunesBlockByBlock(CompressionMethod):
 
     kind = "pruning"
     needs_calibration = True
+    layer_by_layer = True
     pattern: Pattern | None
     exclude: tuple[str, ...]
 

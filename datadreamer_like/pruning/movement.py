@@ -53,6 +53,7 @@ class Movement(PrunesWhileTraining):
     kind = "pruning"
     needs_calibration = True
     needs_gradients = True
+    layer_by_layer = True
     papers = ("2005.07683",)
 
     def __post_init__(self) -> None:

@@ -58,8 +58,10 @@ class Wanda(PrunesBlockByBlock):
         squares = _sums_of_squares(block, layers)
         for name, layer in layers.items():
             check_measured(squares[name], f'The inputs of "{name}"')
-            weight = weight_of(layer)
-            kept = wanda_mask(weight, squares[name].sqrt(), self.sparsity, pattern=self.pattern)
+            weight, norms = weight_of(layer), squares[name].sqrt()
+            if not norms.any():  # an expert that no token reached: nothing to go by but magnitudes
+                norms = torch.ones_like(norms)
+            kept = wanda_mask(weight, norms, self.sparsity, pattern=self.pattern)
             weight.masked_fill_(~kept, 0.0)
 
 

@@ -58,6 +58,7 @@ class DynamicInt8(CompressionMethod):
     exclude: tuple[str, ...] = ()
 
     kind = "quantization"
+    layer_by_layer = True
     papers = ("2208.07339",)
 
     def __post_init__(self) -> None:

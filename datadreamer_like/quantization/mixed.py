@@ -41,6 +41,7 @@ class Mixed(CompressionMethod):
     methods: Mapping[str, CompressionMethod] = dataclasses.field(hash=False)
 
     kind = "quantization"
+    layer_by_layer = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.methods, Mapping):

@@ -31,6 +31,7 @@ class WeightQuantization(CompressionMethod):
     exclude: tuple[str, ...] = field(default=(), kw_only=True)
 
     kind = "quantization"
+    layer_by_layer = True
     learned: ClassVar[bool] = False
     """Whether codes stand for other weights than the model has, learned from data: exports then start from them."""
 

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_models
 import torch
+import transformers
 from dying import counting_steps, run
 from safetensors.torch import load_file
 
@@ -35,16 +37,35 @@ def retrained(kind: str, folder: Path, model: Path, teacher: Path, dies_at: int)
     torch.save(made, f"{folder}.pt")
 
 
+@pytest.fixture
+def mixture(good: Path, tmp_path: Path) -> Path:
+    """A folder with an untrained mixture of experts for the same classes."""
+    teacher = TrainedModel(good)
+    config = transformers.MixtralConfig(
+        **{**tiny_models.SIZES, "vocab_size": len(teacher.tokenizer)}, num_local_experts=4, num_key_value_heads=2,
+        pad_token_id=teacher.tokenizer.pad_token_id, id2label=teacher.config.id2label,
+        label2id=teacher.config.label2id,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = transformers.MixtralForSequenceClassification(config)
+    return tiny_models.save(model, teacher.tokenizer, tmp_path / "mixture")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", STAGES)
+@pytest.mark.parametrize("start", ["poor", "mixture"])
 def test_retraining_with_a_teacher_comes_to_the_same_model_when_it_is_killed(
-    kind: str, good: Path, poor: Path, tmp_path: Path
+    kind: str, start: str, good: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    run(retrained, kind, tmp_path / "whole", poor, good)
-    run(retrained, kind, tmp_path / "broken", poor, good, dies_at=16)  # in the third epoch
-    run(retrained, kind, tmp_path / "broken", poor, good)
+    model = request.getfixturevalue(start)
+    run(retrained, kind, tmp_path / "whole", model, good)
+    run(retrained, kind, tmp_path / "broken", model, good, dies_at=16)  # in the third epoch
+    run(retrained, kind, tmp_path / "broken", model, good)
     found, expected = (torch.load(tmp_path / f"{name}.pt") for name in ("broken", "whole"))
     assert (found["steps"], expected["steps"]) == (STEPS - 12, STEPS)
     assert found["metrics"] == expected["metrics"]
     assert list(found["tensors"]) == list(expected["tensors"])
+    if start == "mixture":  # experts that were trained with codes have layers of their own, pruned ones have not
+        name = ".experts.0.up.weight" if kind == "quantize" else ".experts.gate_up_proj_bits"
+        assert any(each.endswith(name) for each in found["tensors"])
     assert all(torch.equal(tensor, expected["tensors"][name]) for name, tensor in found["tensors"].items())

@@ -8,6 +8,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from datadreamer_like.compression import CompressesWhileTraining
+from datadreamer_like.compression.experts import put_together, take_apart
 from datadreamer_like.graph import current_usage
 from datadreamer_like.graph.threads import interrupt_check
 from datadreamer_like.pruning import reapply
@@ -115,6 +116,8 @@ class CompressWhileTraining(TrainerCallback):
 
     def on_init_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         """Prepares the model, before the optimizer is made and a checkpoint is loaded."""
+        if self.method.layer_by_layer:
+            take_apart(model, getattr(self.method, "exclude", ()))
         self.method.begin(model)
 
     def on_step_end(self, args: Any, state: TrainerState, control: Any, model: Any = None, **_: Any) -> None:
@@ -129,3 +132,4 @@ class CompressWhileTraining(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         """Gives the model of the best epoch its small form."""
         self.method.end(model)
+        put_together(model)
