@@ -48,6 +48,10 @@ class BinaryLinear(DecodedLinear):
         """Returns the dequantized weight [out, in]."""
         return (unpack_signs(self.codes, self.in_features) * self.weight_scale).to(dtype)
 
+    def kept(self, x: Tensor) -> Tensor | None:
+        """Returns None where activations are signs: their products are counts of bits."""
+        return None if self.binary_inputs else super().kept(x)
+
     def product(self, x: Tensor) -> Tensor:
         """Returns [..., out] for [..., in], without bias."""
         if self.binary_inputs:

@@ -1,4 +1,8 @@
-"""The base of linear layers whose weights are decoded for each product: they save memory, and adapters fit them."""
+"""The base of linear layers whose weights are decoded for each product: they save memory, and adapters fit them.
+
+On a CPU decoding takes longer than a product of a few rows. So layers of under a million weights keep what was decoded
+in evaluation mode; a model that is trained, such as with adapters, has its codes alone.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .layout import CodedModule
+from .layout import CodedModule, version
+
+_SMALL = 1 << 20
 
 
 class DecodedLinear(CodedModule, nn.Linear):
@@ -18,6 +24,9 @@ class DecodedLinear(CodedModule, nn.Linear):
     decodes the weight again instead of keeping it. A subclass defines `dequantized`, and `product` where it can do
     without the whole decoded weight. `shape` is that of the codes, in bytes.
     """
+
+    _kept: tuple[Any, Tensor] | None = None
+    """The decoded weight, with what it was decoded from."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool, shape: tuple[int, ...]) -> None:
         nn.Module.__init__(self)
@@ -47,10 +56,27 @@ class DecodedLinear(CodedModule, nn.Linear):
         """Returns [..., out] for [..., in], without bias; needs no gradient."""
         return F.linear(x, self.dequantized(x.dtype))
 
+    def kept(self, x: Tensor) -> Tensor | None:
+        """Returns the decoded weight [out, in] in the dtype of x; None where it is decoded for this product alone."""
+        small = 0 < self.in_features * self.out_features < _SMALL
+        if self.training or not small or x.device.type != "cpu" or torch.compiler.is_compiling():
+            self._kept = None
+            return None
+        now = (x.dtype, version(self.weight), *map(version, self.buffers()))
+        if self._kept is None or self._kept[0] != now:
+            with torch.inference_mode(False):  # gradients may be asked for later
+                self._kept = (now, self.dequantized(x.dtype))
+        return self._kept[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_kept"}
+
     def forward(self, x: Tensor) -> Tensor:
         """Returns [..., out] for [..., in], in the dtype of x or of autocast."""
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
+        if (weight := self.kept(x)) is not None:
+            return F.linear(x, weight, None if self.bias is None else self.bias.to(x.dtype))
         y = cast(Tensor, _Product.apply(x, self))  # type: ignore[no-untyped-call]
         return y if self.bias is None else y + self.bias.to(y.dtype)
 

@@ -31,7 +31,7 @@ from datadreamer_like.kernels import (
 )
 from datadreamer_like.kernels.llm_int8 import dense_is_faster
 
-from .layout import CodedModule, Entry, LayoutKind, register
+from .layout import CodedModule, Entry, LayoutKind, register, version
 from .modules import replace_modules
 
 
@@ -74,7 +74,7 @@ class Int8Linear(_Int8Rows):
         packed = None
         if x.device.type == self.weight.device.type == "cpu" and not torch.compiler.is_compiling():
             # Packed at the first use, and again after the weight changed.
-            now = (_version(self.weight), _version(self.weight_scale))
+            now = (version(self.weight), version(self.weight_scale))
             if self._packed[0] != now:
                 self._packed = (now, pack_int8_weight(self.weight, self.weight_scale))
             packed = self._packed[1]
@@ -106,7 +106,7 @@ class LLMInt8Linear(Int8Linear):
 
     def _dequantized(self) -> Tensor | None:
         # Only small layers keep their weight in fp32 too.
-        now = (_version(self.weight), _version(self.weight_scale))
+        now = (version(self.weight), version(self.weight_scale))
         if self._dense[0] != now:
             with torch.inference_mode(False):  # gradients may be asked for later
                 self._dense = (now, self.dequantized().T.contiguous())
@@ -190,11 +190,6 @@ def int8_like(module: nn.Module, granularity: Granularity) -> Int8Linear | Int8E
     with torch.device(module.weight.device):
         found = Int8Embedding(module.num_embeddings, module.embedding_dim, module.padding_idx, module.weight.dtype)
     return found.train(module.training)
-
-
-def _version(tensor: Tensor) -> tuple[int, int]:
-    # Inference tensors have no version counter.
-    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
 
 
 register(Int8())

@@ -153,3 +153,8 @@ def name_in(model: nn.Module, name: str) -> str | None:
             model.get_submodule(candidate)
             return candidate
     return None
+
+
+def version(tensor: Tensor) -> tuple[int, int]:
+    """What changes when a tensor is replaced or written to, for what is computed from it and kept."""
+    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version

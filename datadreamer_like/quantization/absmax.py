@@ -21,7 +21,7 @@ class AbsMax(WeightQuantization):
     """Weights rounded to multiples of `s = max|W| / (2^(bits-1) - 1)`, half to even, and stored in `bits` bits.
 
     Only weights are quantized: products are computed with their dequantized values, in the dtype of the activations, so
-    this saves memory, not time. `DynamicInt8` has the same int8 codes with a scale per row, quantizes activations too,
+    this saves bytes, not time. `DynamicInt8` has the same int8 codes with a scale per row, quantizes activations too,
     and multiplies integers. The vector-wise form with a scale per row is that of LLM.int8 (Dettmers et al. 2022,
     arXiv:2208.07339).
 

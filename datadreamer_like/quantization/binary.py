@@ -21,7 +21,7 @@ class Binary(WeightQuantization):
 
     That is the closest such matrix to W (XNOR-Net, Rastegari et al. 2016, arXiv:1603.05279): a thirty-second of the
     size of fp32, at an error of about 60 % of a Gaussian weight's norm. Models that were not trained with binary
-    weights seldom stay useful. Activations stay floats: this saves memory, not time.
+    weights seldom stay useful. Activations stay floats: this saves bytes, not time.
 
     Attributes:
         exclude: Patterns of module names to skip, with all modules inside them, for instance ("*.down_proj",).

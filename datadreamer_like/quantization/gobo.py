@@ -26,7 +26,7 @@ class GOBO(WeightQuantization):
     A Gaussian is fitted to the weights of each layer; those with a log density below `threshold` are outliers, about
     one in a thousand, and stay fp32. The others share `2^bits` centroids, which start as the means of bins of equal
     population, and are the means of what is nearest to them until the L1 error stops falling (GOBO, Zadeh et al. 2020,
-    arXiv:2005.03842). No data are needed. Weights are decoded for each product: this saves memory, not time.
+    arXiv:2005.03842). No data are needed. Products are of decoded weights: this saves bytes, not time.
 
     Attributes:
         bits: 3 or 4 bits per index; the paper needs 4 in sensitive layers.

@@ -34,7 +34,7 @@ class GPTQ(GroupQuantization):
     Weights that were pruned before stay zero; those of later inputs make up for that too.
 
     The grid is that of `AbsMax(bits, granularity=group_size)`, to which it is equal where inputs are uncorrelated. Only
-    weights are quantized: this saves memory, not time. A result with 4 bits can be exported with these codes to GPTQ's
+    weights are quantized: this saves bytes, not time. A result with 4 bits can be exported with these codes to GPTQ's
     own layout and to compressed-tensors.
 
     Attributes:

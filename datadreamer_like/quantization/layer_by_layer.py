@@ -34,7 +34,7 @@ class LayerByLayer(GroupQuantization):
     text serves. A block whose loss does not fall keeps its rounded weights.
 
     The grid is that of `AbsMax(bits, granularity=group_size)`, where the training starts. Weights and biases of the
-    linear layers learn; activations are not rounded, so this saves memory, not time.
+    linear layers learn; activations are not rounded, so this saves bytes, not time.
 
     Attributes:
         bits: 2 to 8.

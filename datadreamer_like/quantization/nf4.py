@@ -24,8 +24,8 @@ class NF4(WeightQuantization):
 
     Each weight is rounded to one of 16 levels, the quantiles of a normal distribution, with a scale for each block
     (QLoRA, Dettmers et al. 2023, arXiv:2305.14314); no calibration data are needed. Codes and scales are bit-identical
-    to those of bitsandbytes. Weights are dequantized for each product, in the dtype of the activations: this saves
-    memory, not time.
+    to those of bitsandbytes. Products are of dequantized weights, in the dtype of the activations: this saves bytes,
+    not time.
 
     The linear layers inside the blocks are quantized; in a model without blocks, all but output heads. Embeddings,
     heads, norms and biases are not. To fine-tune, pass the quantized model and a `peft_config` to a trainer, which

@@ -24,6 +24,9 @@ class WeightQuantization(CompressionMethod):
 
     A subclass defines `coded` and `layout`. Embeddings, heads, norms and biases are not quantized.
 
+    The bytes are saved on disk, and in memory where weights are decoded for each product. That is slower than fp32 for
+    a few rows, so on a CPU layers of under a million weights keep the decoded weight, but in training mode.
+
     Attributes:
         exclude: Patterns of module names to skip, with all modules inside them, for instance ("*.down_proj",).
     """

@@ -22,7 +22,7 @@ class ZeroPoint(WeightQuantization):
 
     `s = (max - min) / (2^bits - 1)` and `z = round(-min / s) - 2^(bits-1)`, with the range widened to hold zero, which
     is exact (Jacob et al. 2017, arXiv:1712.05877). Better than `AbsMax` by up to a bit where weights lie mostly on one
-    side of zero, and hardly different elsewhere. Only weights are quantized, as by `AbsMax`: this saves memory,
+    side of zero, and hardly different elsewhere. Only weights are quantized, as by `AbsMax`: this saves bytes,
     not time.
 
     Attributes:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import io
+import pickle
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +61,49 @@ def formula(method: Any, w: torch.Tensor) -> torch.Tensor:
         return s * (((w / s).round() + z).clamp(-half, half - 1) - z)
     s = w.abs().amax(dims, keepdim=True) / (2 ** (getattr(method, "bits", 8) - 1) - 1)
     return s * (w / s).round()
+
+
+def decoded_layers() -> list[Any]:
+    """A layer of each kind whose products are of decoded weights, in evaluation mode."""
+    given = [method for name, method in METHODS.items() if name != "llm.int8"]
+    torch.manual_seed(0)
+    return [method.coded("it", nn.Linear(24, 16)).eval() for method in (*given, NF4(), NF4(double_quant=False))]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_layer_that_keeps_its_decoded_weight_computes_with_the_codes_that_it_has_now(dtype: torch.dtype) -> None:
+    for layer in decoded_layers():
+        x = torch.randn(3, 24, dtype=dtype)
+        found = [layer(x)]
+        codes = torch.randint_like(layer.weight, -128, 127)
+        layer.weight.data = codes  # replaced
+        found.append(layer(x))
+        with torch.no_grad():
+            layer.weight.copy_(codes.flip(0))  # written to
+        found.append(layer(x))
+        scales = next(iter(layer.buffers()))
+        scales.mul_(2 if scales.is_floating_point() else 0)
+        found.append(layer(x))
+        assert not any(torch.equal(y, before) for before, y in pairwise(found))
+        expected = nn.functional.linear(x, layer.dequantized().to(dtype), layer.bias.to(dtype))
+        torch.testing.assert_close(found[-1], expected, rtol=0, atol=0 if dtype == torch.float32 else 0.1)
+
+
+def test_decoded_weights_are_kept_in_small_layers_on_a_cpu_alone_and_not_in_training() -> None:
+    large = AbsMax(4, granularity="row").coded("it", nn.Linear(1024, 1024)).eval()
+    assert large.kept(torch.randn(1, 1024)) is None
+    for layer in decoded_layers():
+        x = torch.randn(3, 24)
+        kept = layer.kept(x)
+        assert torch.equal(kept, layer.dequantized())
+        assert layer.kept(x) is kept
+        assert layer.kept(x.half()).dtype == torch.float16
+        size = len(pickle.dumps(layer))
+        assert size == len(pickle.dumps(copy.deepcopy(layer)))
+        layer.train()
+        assert layer.kept(x) is None
+        assert size == len(pickle.dumps(layer))
+        assert not any(isinstance(value, tuple) for value in vars(layer).values())
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if not name.startswith("gobo")])
