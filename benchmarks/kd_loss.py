@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import platform
 import resource
 import subprocess
 import sys
@@ -22,6 +21,7 @@ import time
 from collections.abc import Callable
 
 import torch
+from kept_rows import processor
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -169,7 +169,7 @@ def main() -> int:
         for name, loss in found.items():
             seconds[name].append(once(loss, given))
     fastest = {name: min(taken) for name, taken in seconds.items()}
-    where = torch.cuda.get_device_name() if gpu else f"{platform.machine()}, {torch.get_num_threads()} threads"
+    where = torch.cuda.get_device_name() if gpu else f"{processor()}, {torch.get_num_threads()} threads"
     print(
         f"{options.tokens:,} tokens x {options.words:,} words, hidden {options.hidden} and {2 * options.hidden}, "
         f"{options.dtype}, on {where}; the fastest of {options.rounds} rounds in turn"
