@@ -130,14 +130,16 @@ class CompressionMethod(ABC):
                 )
         with torch.set_grad_enabled(self.needs_gradients):
             self.change(small, data)
-        self.warn_of_refilled(as_layers(model) if self.layer_by_layer else model, small)
+        self.warn_of_refilled(model, small)
         put_together(small)
         self.warn_of_experts(small)
         return small if tokenizer is None else (small, tokenizer)
 
     def warn_of_refilled(self, before: nn.Module, after: nn.Module) -> None:
         """Warns if weights that were pruned to zero are other numbers in the quantized model."""
-        lost, zeros = refilled(before, after) if self.kind == "quantization" else (0, 0)
+        if self.kind != "quantization":
+            return
+        lost, zeros = refilled(as_layers(before) if self.layer_by_layer else before, after)
         if lost:
             logging.getLogger("datadreamer_like").warning(
                 "%s: %s of the %s weights that pruning had set to zero are other numbers now: its codes hold no exact "

@@ -95,6 +95,26 @@ def poor(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save(classifier(4, LABELS[::-1], seed=3), tmp_path_factory.mktemp("models") / "poor")
 
 
+@pytest.fixture
+def mixture(good: Path, tmp_path: Path) -> Path:
+    """A folder with an untrained mixture of experts for the same classes."""
+    import tiny_models
+    import torch
+    import transformers
+
+    from datadreamer_like.models import TrainedModel
+
+    teacher = TrainedModel(good)
+    config = transformers.MixtralConfig(
+        **{**tiny_models.SIZES, "vocab_size": len(teacher.tokenizer)}, num_local_experts=4, num_key_value_heads=2,
+        pad_token_id=teacher.tokenizer.pad_token_id, id2label=teacher.config.id2label,
+        label2id=teacher.config.label2id,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = transformers.MixtralForSequenceClassification(config)
+    return tiny_models.save(model, teacher.tokenizer, tmp_path / "mixture")
+
+
 @pytest.fixture(scope="session")
 def byte_lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with an untrained Llama of one layer whose tokens are single bytes; no chat template; context 96."""

@@ -6,9 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_models
 import torch
-import transformers
 from dying import counting_steps, run
 from safetensors.torch import load_file
 
@@ -35,20 +33,6 @@ def retrained(kind: str, folder: Path, model: Path, teacher: Path, dies_at: int)
         small = stage("Small", str(model), method, retrain=options)
         made = {"metrics": small.metrics, "tensors": load_file(f"{small.path}/model.safetensors"), "steps": steps()}
     torch.save(made, f"{folder}.pt")
-
-
-@pytest.fixture
-def mixture(good: Path, tmp_path: Path) -> Path:
-    """A folder with an untrained mixture of experts for the same classes."""
-    teacher = TrainedModel(good)
-    config = transformers.MixtralConfig(
-        **{**tiny_models.SIZES, "vocab_size": len(teacher.tokenizer)}, num_local_experts=4, num_key_value_heads=2,
-        pad_token_id=teacher.tokenizer.pad_token_id, id2label=teacher.config.id2label,
-        label2id=teacher.config.label2id,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    model = transformers.MixtralForSequenceClassification(config)
-    return tiny_models.save(model, teacher.tokenizer, tmp_path / "mixture")
 
 
 @pytest.mark.slow

@@ -9,12 +9,15 @@ import pytest
 import torch
 
 from datadreamer_like import DataDreamer
+from datadreamer_like.compression.experts import as_layers
 from datadreamer_like.errors import DefinitionError
+from datadreamer_like.formats import CodedModule
 from datadreamer_like.formats.binary import BinaryLinear
 from datadreamer_like.formats.uniform import UniformLinear
 from datadreamer_like.models.trained.trained_model import TrainedModel
+from datadreamer_like.pruning import Magnitude
 from datadreamer_like.quantization import QAT, AbsMax, BinaryNetwork, DynamicInt8
-from datadreamer_like.stages import Quantize
+from datadreamer_like.stages import Prune, Quantize
 
 from .conftest import columns
 from .test_prune_while_training import OPTIONS
@@ -34,6 +37,24 @@ def test_the_metrics_are_those_of_the_codes_that_are_stored(
     loss = float(torch.nn.functional.cross_entropy(logits, targets))
     assert small.metrics["loss"] == pytest.approx(loss, abs=1e-4)
     assert small.trained.bytes_on_disk < 0.8 * TrainedModel(good).bytes_on_disk
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", ["good", "mixture"])
+def test_weights_that_were_pruned_before_stay_zero_in_the_codes(
+    start: str, session: DataDreamer, request: pytest.FixtureRequest
+) -> None:
+    options = {**columns(), **OPTIONS, "epochs": 2}
+    sparse = Prune("Sparse", request.getfixturevalue(start), Magnitude(0.5), retrain=options)
+    zeros = {name: weight == 0 for name, weight in as_layers(sparse.model).state_dict().items()}
+    for method in (QAT(4, group_size=16), QAT(8)):
+        small = Quantize(f"{method}", sparse, method, retrain=options)
+        layers = {name: module for name, module in small.model.named_modules() if isinstance(module, CodedModule)}
+        assert len(layers) >= 12
+        for name, layer in layers.items():
+            pruned = zeros[f"{name}.weight"]
+            assert pruned.float().mean() > 0.2
+            assert not layer.dequantized()[pruned].any()
 
 
 def test_what_cannot_be_trained_is_refused_before_any_work(session: DataDreamer, good: Path) -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from datadreamer_like.compression import CompressesWhileTraining
 from datadreamer_like.compression.experts import put_together, take_apart
 from datadreamer_like.graph import current_usage
 from datadreamer_like.graph.threads import interrupt_check
-from datadreamer_like.pruning import reapply
+from datadreamer_like.pruning import masks, reapply
 
 
 class Report(TrainerCallback):
@@ -98,14 +97,22 @@ class StopAfter(TrainerCallback):
 
 
 class KeepZeros(TrainerCallback):
-    """Sets pruned weights back to zero after each step of the optimizer."""
+    """Sets pruned weights back to zero after each step of the optimizer.
 
-    def __init__(self, kept: dict[str, torch.Tensor]) -> None:
-        self.kept = kept
+    It goes before a callback that changes the model at the end, when layers may be codes.
+    """
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        """Notes which weights are zero; their modules may have been replaced since they were pruned."""
+        self._kept = masks(model)
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         """Sets the pruned weights to zero."""
-        reapply(model, self.kept)
+        reapply(model, self._kept)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        """Sets those of the best epoch to zero."""
+        reapply(model, self._kept)
 
 
 class CompressWhileTraining(TrainerCallback):

@@ -25,7 +25,7 @@ from datadreamer_like.errors import DataDreamerError, DefinitionError, MethodMis
 from datadreamer_like.evaluation.tasks.examples import Examples, ShuffledBatches, sorted_batches
 from datadreamer_like.evaluation.tasks.task import Batch, Task
 from datadreamer_like.formats.quantizer import untrainable
-from datadreamer_like.pruning import masks, reapply
+from datadreamer_like.pruning import masks
 from datadreamer_like.pruning.while_training import ScoredMask
 from datadreamer_like.storage.folders import system_errors
 
@@ -112,14 +112,13 @@ def fit(
     check_weights(model, "The model to train")
     run.folder.mkdir(parents=True, exist_ok=True)
     args = _arguments(arguments, run, options)
-    kept = masks(model)
     callbacks: list[TrainerCallback] = [Report(len(run.train)), Seal()]
     stop: EarlyStop | None = None
     if training.early_stopping_patience is not None:
         stop = EarlyStop(training.early_stopping_patience, training.early_stopping_threshold)
         callbacks.append(stop)
-    if kept:
-        callbacks.append(KeepZeros(kept))
+    if masks(model):
+        callbacks.append(KeepZeros())
     callbacks += training.callbacks
     checkpoint = newest_checkpoint(run.folder / CHECKPOINTS)
     if checkpoint is not None:
@@ -141,7 +140,6 @@ def fit(
         if why_not_finite(model.named_parameters()):
             raise diverged("The weights became NaN or infinite", training.learning_rate) from error
         raise
-    reapply(model, kept)
     state = loop.state
     chosen_by = str(args.metric_for_best_model).removeprefix("eval_")
     measured = [entry for entry in state.log_history if f"eval_{chosen_by}" in entry]
