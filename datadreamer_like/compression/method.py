@@ -104,7 +104,8 @@ class CompressionMethod(ABC):
         the model or tokenizer, and `DefinitionError` if data or a tokenizer that it needs are missing.
         """
         self._check(model, calibration, tokenizer)
-        with torch.inference_mode(False):  # tensors that are made in it can never have gradients
+        # Tensors that are made in inference mode can never have gradients. Layers that are built draw weights at random.
+        with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
             return self._applied(model, calibration, tokenizer)
 
     def _applied(self, model: nn.Module, calibration: object, tokenizer: Any) -> Any:

@@ -175,7 +175,10 @@ def stacks(model: nn.Module) -> list[Stack]:
     found = [
         Stack(name, module)
         for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) in counts and len({type(block) for block in module}) == 1
+        if isinstance(module, nn.ModuleList)
+        and len(module) in counts
+        and len({type(block) for block in module}) == 1
+        and not isinstance(module[0], nn.ModuleList)  # which runs nothing itself
     ]
     # A list inside a block, of experts for instance, may be as long.
     outer = [one for one in found if not any(one.name.startswith(f"{other.name}.") for other in found)]

@@ -8,7 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from datadreamer_like.compression.calibration import Block
+from datadreamer_like.compression.calibration import Block, warn_of_unreached
 from datadreamer_like.compression.hessian import check_damping, input_hessians, inverse_factor
 from datadreamer_like.compression.method import check_patterns
 from datadreamer_like.errors import DefinitionError
@@ -70,6 +70,8 @@ class SparseGPT(PrunesBlockByBlock):
     def prune(self, block: Block, layers: dict[str, nn.Module]) -> None:
         """Measures every layer of the block, then prunes each."""
         hessians = input_hessians(block, layers)
+        unreached = [name for name, hessian in hessians.items() if not hessian.any()]
+        warn_of_unreached(self, unreached, "their weights are pruned by magnitude")
         for name, layer in layers.items():
             weight_of(layer).copy_(self.pruned(weight_of(layer), hessians.pop(name)))
 

@@ -10,7 +10,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from datadreamer_like.compression.calibration import Block, check_measured
+from datadreamer_like.compression.calibration import Block, check_measured, warn_of_unreached
 from datadreamer_like.compression.method import check_patterns
 from datadreamer_like.formats.modules import weight_of
 from datadreamer_like.kernels import wanda_mask
@@ -56,8 +56,12 @@ class Wanda(PrunesBlockByBlock):
     def prune(self, block: Block, layers: dict[str, nn.Module]) -> None:
         """Measures every layer of the block, then prunes each."""
         squares = _sums_of_squares(block, layers)
+        unreached = [name for name, total in squares.items() if not total.any()]
+        warn_of_unreached(self, unreached, "their weights are pruned by magnitude")
         for name, layer in layers.items():
             check_measured(squares[name], f'The inputs of "{name}"')
+            if name in unreached:
+                squares[name].fill_(1.0)
             weight = weight_of(layer)
             kept = wanda_mask(weight, squares[name].sqrt(), self.sparsity, pattern=self.pattern)
             weight.masked_fill_(~kept, 0.0)
