@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar, cast, overload
 import torch
 from torch import Tensor, nn
 
+from datadreamer_like.distillation.losses import IGNORED_LABEL
 from datadreamer_like.distillation.teacher import eval_mode
 from datadreamer_like.errors import DataError, EmptyDataset, MethodMisfit
 from datadreamer_like.formats.modules import Stack, config_of_layers, stacks
@@ -88,25 +89,53 @@ def on_device(batch: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor
 def loss_on(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     """Returns the model's loss on a batch, with or without labels: a scalar that carries gradients.
 
-    Without labels, the targets are a causal LM's input or a classifier's most likely class: the loss then shows which
-    parts the model's current answers depend on, not which parts are useful for the task. Raises `DataError` if the
-    model returns neither a loss nor logits, as a bare encoder does.
+    Without labels, the targets are a causal LM's input, or a classifier's most likely class of each text, or of each
+    token that is not padding; of several classes at once, those above one half. The loss then shows which parts the
+    model's current answers depend on, not which parts are useful for the task.
+
+    Raises:
+        DataError: The model returns neither a loss nor logits, as a bare encoder does, or there are no labels and it
+            answers with numbers instead of classes: against its own answers its loss and all gradients are zero.
     """
     batch = on_device(batch, model)
     if "labels" not in batch and "input_ids" in batch and type(model).__name__.endswith(("ForCausalLM", "LMHeadModel")):
         mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
         batch["labels"] = batch["input_ids"].masked_fill(mask == 0, -100)
     outputs: Any = model(**batch)
-    loss = getattr(outputs, "loss", None)
-    if loss is None and getattr(outputs, "logits", None) is not None:
-        logits: Tensor = outputs.logits
-        loss = nn.functional.cross_entropy(logits.flatten(0, -2), logits.argmax(-1).flatten())
+    loss, logits = getattr(outputs, "loss", None), getattr(outputs, "logits", None)
+    if loss is None and isinstance(logits, Tensor):
+        if not answers_with_classes(model, logits):
+            raise DataError(
+                f"{type(model).__name__} answers with a number, so that without labels its loss says nothing: give "
+                "each calibration batch its labels, or a stage its calibration_labels."
+            )
+        labels = predicted(model, logits, batch)
+        if labels.is_floating_point():
+            return nn.functional.binary_cross_entropy_with_logits(logits, labels)
+        loss = nn.functional.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORED_LABEL)
     if not isinstance(loss, Tensor):
         raise DataError(
             f"{type(model).__name__} returned neither a loss nor logits for the calibration batch "
             f"({', '.join(batch)}). Load the model with its head, and give each batch its labels."
         )
     return loss
+
+
+def answers_with_classes(model: nn.Module, logits: Tensor) -> bool:
+    """Whether logits [..., outputs] are of classes, and not numbers as in regression or of a reward model."""
+    return logits.shape[-1] > 1 and _problem(model) != "regression"
+
+
+def predicted(model: nn.Module, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+    """The model's own answers as labels: classes [...], -100 for padding; floats [..., classes] of several at once."""
+    if _problem(model) == "multi_label_classification":
+        return (logits > 0).to(logits)
+    labels, mask = logits.argmax(-1), batch.get("attention_mask")
+    return labels.masked_fill(mask == 0, IGNORED_LABEL) if mask is not None and mask.shape == labels.shape else labels
+
+
+def _problem(model: Any) -> str | None:
+    return getattr(getattr(model, "config", None), "problem_type", None)
 
 
 @dataclass

@@ -55,6 +55,7 @@ class Heads(CompressionMethod):
     needs_gradients = True
     states_widths = False
     papers = ("1905.10650",)
+    result_version = 2
 
     def __post_init__(self) -> None:
         check_share("sparsity", self.sparsity)

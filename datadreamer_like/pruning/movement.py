@@ -54,6 +54,7 @@ class Movement(PrunesWhileTraining):
     needs_calibration = True
     needs_gradients = True
     papers = ("2005.07683",)
+    result_version = 2
 
     def __post_init__(self) -> None:
         check_share("sparsity", self.sparsity)

@@ -43,6 +43,7 @@ class Wanda(PrunesBlockByBlock):
     exclude: tuple[str, ...] = ()
 
     papers = ("2306.11695",)
+    result_version = 2
 
     def __post_init__(self) -> None:
         check_patterns(self.exclude)

@@ -1,10 +1,15 @@
 """Calibration batches that a model does not take are refused with the reason."""
 
+from typing import Any
+
 import pytest
 import torch
 from tiny_models import FAMILIES, batches, build
 from torch import nn
 from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertForTokenClassification,
     DebertaV2Config,
     DebertaV2ForSequenceClassification,
     LongformerConfig,
@@ -14,10 +19,10 @@ from transformers import (
 )
 
 from datadreamer_like.compression import CompressionMethod
-from datadreamer_like.compression.calibration import walk_blocks
+from datadreamer_like.compression.calibration import loss_on, walk_blocks
 from datadreamer_like.errors import ArgumentTypeError, DataError, EmptyDataset, MethodMisfit
-from datadreamer_like.pruning import ForwardOnly, Heads, Layers, Movement, SparseGPT, Wanda, Width
-from datadreamer_like.quantization import GPTQ, AbsMax, LayerByLayer
+from datadreamer_like.pruning import CoarseToFine, ForwardOnly, Heads, Layers, Movement, SparseGPT, Wanda, Width
+from datadreamer_like.quantization import GPTQ, QAT, AbsMax, BinaryNetwork, LayerByLayer
 
 
 def ids(tokens: int) -> list[dict[str, torch.Tensor]]:
@@ -147,3 +152,30 @@ def test_layers_that_no_token_reaches_are_changed_by_their_weights_alone(
     else:
         assert torch.equal(small.unused.weight != 0, torch.arange(16).expand(16, 16) < 8)
     assert 'no calibration token reached "unused"' in caplog.text
+
+
+@pytest.mark.parametrize(
+    "method", [Heads(0.5), Movement(0.5), QAT(4), BinaryNetwork(scaled=True), CoarseToFine(0.5)], ids=str
+)
+@pytest.mark.parametrize("options", [{"num_labels": 1}, {"num_labels": 2, "problem_type": "regression"}], ids=str)
+def test_a_model_that_answers_with_numbers_needs_labels(method: CompressionMethod, options: dict[str, Any]) -> None:
+    # Against its own answers its loss and all gradients would be zero.
+    model = BertForSequenceClassification(BertConfig(vocab_size=99, **SIZES, **options))
+    with pytest.raises((DataError, MethodMisfit), match="answers with (a number|numbers)"):
+        method.apply(model, padded(4, 9))
+    if not isinstance(method, CoarseToFine):
+        labels = torch.randn(4, options["num_labels"])
+        method.apply(model, [batch | {"labels": labels} for batch in padded(4, 9)])
+
+
+def test_without_labels_the_loss_is_against_the_models_own_answers_but_for_padding() -> None:
+    config = BertConfig(vocab_size=99, **SIZES, num_labels=3)
+    (batch,) = padded(4, 9)
+    tokens = BertForTokenClassification(config).eval()
+    logits, mask = tokens(**batch).logits, batch["attention_mask"].bool()
+    expected = -logits.log_softmax(-1).amax(-1)[mask].mean()
+    torch.testing.assert_close(loss_on(tokens, batch), expected)
+    config.problem_type = "multi_label_classification"
+    several = BertForSequenceClassification(config).eval()
+    expected = -nn.functional.logsigmoid(several(**batch).logits.abs()).mean()
+    torch.testing.assert_close(loss_on(several, batch), expected)
