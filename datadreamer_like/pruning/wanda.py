@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -54,7 +55,7 @@ class Wanda(PrunesBlockByBlock):
         """Half of each row."""
         return cls(sparsity=0.5)
 
-    def prune(self, block: Block, layers: dict[str, nn.Module]) -> None:
+    def prune(self, block: Block, layers: dict[str, nn.Module], sparse: Collection[str]) -> None:
         """Measures every layer of the block, then prunes each."""
         squares = _sums_of_squares(block, layers)
         unreached = [name for name, total in squares.items() if not total.any()]
