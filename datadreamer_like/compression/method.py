@@ -109,7 +109,13 @@ class CompressionMethod(ABC):
             return self._applied(model, calibration, tokenizer)
 
     def _applied(self, model: nn.Module, calibration: object, tokenizer: Any) -> Any:
-        small = copy.deepcopy(model)
+        try:
+            small = copy.deepcopy(model)
+        except RuntimeError as error:
+            raise MethodMisfit(
+                f"{self} changes a copy of {type(model).__name__}, which cannot be copied: {error}\nIf it keeps tensors "
+                "of an earlier forward pass, run it once in torch.no_grad() first."
+            ) from error
         data: Any = calibration
         if self.changes_tokenizer:
             tokenizer = copy.deepcopy(tokenizer)
