@@ -179,3 +179,12 @@ def test_without_labels_the_loss_is_against_the_models_own_answers_but_for_paddi
     several = BertForSequenceClassification(config).eval()
     expected = -nn.functional.logsigmoid(several(**batch).logits.abs()).mean()
     torch.testing.assert_close(loss_on(several, batch), expected)
+
+
+@pytest.mark.parametrize("method", [Heads(0.5), Movement(0.5), ForwardOnly(0.5), QAT(4)], ids=str)
+def test_batches_whose_labels_all_are_left_out_are_refused(method: CompressionMethod) -> None:
+    (batch,) = padded(4, 9)
+    batch["input_ids"] %= 80
+    for model, shape in (build("bert"), (4,)), (build("llama"), (4, 9)):
+        with pytest.raises((DataError, MethodMisfit), match="NaN"):
+            method.apply(model, [batch | {"labels": torch.full(shape, -100)}])
