@@ -103,9 +103,12 @@ class CompressionMethod(ABC):
         methods that change the tokenizer, which also need `tokenizer`. Raises `MethodMisfit` if the method does not fit
         the model or tokenizer, and `DefinitionError` if data or a tokenizer that it needs are missing.
         """
-        self._check(model, calibration, tokenizer)
+        with torch.no_grad():
+            self._check(model, calibration, tokenizer)
+        device = next(model.parameters(), torch.empty(0)).device.type
         # Tensors that are made in inference mode can never have gradients. Layers that are built draw weights at random.
-        with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
+        # Under autocast what is measured would be sums in 16 bits.
+        with torch.inference_mode(False), torch.random.fork_rng(devices=[]), torch.autocast(device, enabled=False):
             return self._applied(model, calibration, tokenizer)
 
     def _applied(self, model: nn.Module, calibration: object, tokenizer: Any) -> Any:

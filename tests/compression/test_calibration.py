@@ -188,3 +188,28 @@ def test_batches_whose_labels_all_are_left_out_are_refused(method: CompressionMe
     for model, shape in (build("bert"), (4,)), (build("llama"), (4, 9)):
         with pytest.raises((DataError, MethodMisfit), match="NaN"):
             method.apply(model, [batch | {"labels": torch.full(shape, -100)}])
+
+
+METHODS = [Wanda(0.5), SparseGPT(0.5), Heads(0.5), Movement(0.5), GPTQ(4, 16), QAT(4), CoarseToFine(0.5, epochs=1)]
+
+
+@pytest.mark.parametrize("method", METHODS, ids=str)
+def test_the_context_of_the_call_changes_nothing(method: CompressionMethod) -> None:
+    def made() -> nn.Module:
+        torch.manual_seed(0)
+        return build("bert")
+
+    state = torch.get_rng_state()
+    calibration = batches(build("bert"))
+    expected = method.apply(made(), calibration).state_dict()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        in_autocast = method.apply(made(), calibration).state_dict()
+    with torch.inference_mode():
+        model = made()
+    of_inference = method.apply(model, calibration).state_dict()
+    assert expected.keys() == in_autocast.keys() == of_inference.keys()
+    assert all(torch.equal(expected[name], in_autocast[name]) for name in expected)
+    assert all(torch.equal(expected[name], of_inference[name]) for name in expected)
+    torch.set_rng_state(state)
+    method.apply(model, calibration)
+    assert torch.equal(torch.get_rng_state(), state)
