@@ -106,8 +106,8 @@ class CompressionMethod(ABC):
         with torch.no_grad():
             self._check(model, calibration, tokenizer)
         device = next(model.parameters(), torch.empty(0)).device.type
-        # Tensors that are made in inference mode can never have gradients. Layers that are built draw weights at random.
-        # Under autocast what is measured would be sums in 16 bits.
+        # Tensors that are made in inference mode can never have gradients. Layers that are built draw random weights.
+        # Under autocast sums would be of 16 bits.
         with torch.inference_mode(False), torch.random.fork_rng(devices=[]), torch.autocast(device, enabled=False):
             return self._applied(model, calibration, tokenizer)
 
@@ -116,8 +116,8 @@ class CompressionMethod(ABC):
             small = copy.deepcopy(model)
         except RuntimeError as error:
             raise MethodMisfit(
-                f"{self} changes a copy of {type(model).__name__}, which cannot be copied: {error}\nIf it keeps tensors "
-                "of an earlier forward pass, run it once in torch.no_grad() first."
+                f"{self} changes a copy of {type(model).__name__}, which cannot be copied: {error}\n"
+                "If it keeps tensors of an earlier forward pass, run it once in torch.no_grad() first."
             ) from error
         data: Any = calibration
         if self.changes_tokenizer:

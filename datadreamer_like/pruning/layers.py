@@ -20,7 +20,6 @@ from datadreamer_like.errors import ArgumentTypeError, DefinitionError, EmptyDat
 from datadreamer_like.formats import rename_modules
 from datadreamer_like.formats.modules import config_of_layers, stacks
 
-
 _BY_LAYER = ("attention_window",)
 """Lists in configs with one value per layer whose names do not say so."""
 
@@ -84,7 +83,8 @@ class Layers(CompressionMethod):
         config, before = config_of_layers(model), copy.deepcopy(getattr(model, "config", None))
         for attribute, value in list(vars(config).items()):
             # Attributes with one value per layer, such as layer_types.
-            if isinstance(value, list) and len(value) == len(layers) and ("layer" in attribute or attribute in _BY_LAYER):
+            is_by_layer = "layer" in attribute or attribute in _BY_LAYER
+            if is_by_layer and isinstance(value, list) and len(value) == len(layers):
                 setattr(config, attribute, [value[index] for index in keep])
         config.num_hidden_layers = len(keep)
         reason, indices = _stated(model, before, name, keep)
@@ -120,13 +120,13 @@ def _stated(
     try:
         old_layers: Any = _plain(model, before).get_submodule(name)
     except Exception:  # of a class of its own, which may be built in another way
-        old_layers = new_layers = model.get_submodule(name)
+        layers: Any = model.get_submodule(name)
         return None, [
-            [(path, "layer_idx") for path, module in old_layers[old].named_modules() if hasattr(module, "layer_idx")]
+            [(path, "layer_idx") for path, module in layers[old].named_modules() if hasattr(module, "layer_idx")]
             for old in keep
         ]
     try:
-        new_layers = _plain(model, cast(Any, model).config).get_submodule(name)
+        new_layers: Any = _plain(model, cast(Any, model).config).get_submodule(name)
     except Exception as error:  # a config or constructor refuses values with errors of many classes
         return f"its config refuses to have these layers alone: {error}", []
     if len(new_layers) != len(keep):
@@ -137,8 +137,8 @@ def _stated(
         changed = {fact for fact in was.keys() | becomes.keys() if was.get(fact) != becomes.get(fact)}
         if any((was.get(fact), becomes.get(fact)) != (old, new) for fact in changed):
             return (
-                f'layer {old} would become layer {new}, and {type(before).__name__} makes "{name}.{new}" otherwise than '
-                f'"{name}.{old}". Pass keep=(...), with layers that have the same form in their new places.'
+                f'layer {old} would become layer {new}, and {type(before).__name__} makes "{name}.{new}" otherwise '
+                f'than "{name}.{old}". Pass keep=(...), with layers that have the same form in their new places.'
             ), []
         indices.append(sorted(changed))
     return None, indices
@@ -190,4 +190,4 @@ def block_influence(model: nn.Module, layers: nn.ModuleList, batches: Batches) -
     if not tokens.any():
         raise EmptyDataset("Layers got no calibration batch. Pass some, or none at all to keep evenly spread layers.")
     check_measured(cosines, "The outputs of the layers")
-    return (1 - cosines / tokens).tolist()
+    return [float(influence) for influence in 1 - cosines / tokens]

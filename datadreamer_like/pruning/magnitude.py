@@ -21,7 +21,8 @@ from .retraining import Cubic
 from .thresholds import Pattern, check_amount, smallest, why_indivisible
 from .while_training import Mask, PrunesWhileTraining, masked, put_masks, why_unmaskable
 
-_LAYERS = (nn.Linear, nn.Bilinear, nn.RNNBase, nn.RNNCellBase, nn.modules.conv._ConvNd, Conv1D)
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_LAYERS = (nn.Linear, nn.Bilinear, nn.RNNBase, nn.RNNCellBase, Conv1D, *_CONVOLUTIONS)
 Scope = Literal["model", "layer", "distribution"]
 Part = Literal["embeddings", "biases", "norms"]
 

@@ -29,9 +29,9 @@ class SparseGPT(PrunesBlockByBlock):
     the Hessian `H = (2/n) XᵀX` of the layer's inputs. Columns are pruned in order; the error of each is made up for by
     the weights to its right. Blocks of the model are pruned in order, each on what the pruned ones before it put out.
 
-    Weights that were pruned before stay zero. The linear layers inside the blocks are pruned; embeddings, heads, norms and biases are not. Any other module counts
+    The linear layers inside the blocks are pruned; embeddings, heads, norms and biases are not. Any other module counts
     as one block, of all its linear layers but output heads. Some 128 sequences of calibration text are enough. The
-    result is stored sparse, as `Magnitude`'s is; in memory it is dense.
+    result is stored sparse, as `Magnitude`'s is; in memory it is dense. Weights that were pruned before stay zero.
 
     Attributes:
         sparsity: Share of each layer that becomes zero, in [0, 1): `round(sparsity * n)` of the n weights in every

@@ -162,7 +162,7 @@ def test_layers_that_would_be_others_when_loaded_are_refused(keep: int | tuple[i
     model = ModernBertForSequenceClassification(ModernBertConfig(vocab_size=99, **SIZES, **ids, **LOCAL))
     # Only the first layer has no norm before its attention. The last has the largest influence.
     model.model.layers[3].mlp.Wo.weight.data.mul_(1000)
-    with pytest.raises(MethodMisfit, match=r"would become layer 0, and ModernBertConfig makes \"model\.layers\.0\" oth"):
+    with pytest.raises(MethodMisfit, match=r"would become layer 0, and ModernBertConfig makes .* otherwise"):
         Layers(keep).apply(model, [{"input_ids": torch.randint(5, 99, (4, 8))}] if keep == 1 else None)
     Layers((0, 2)).apply(model)
 
