@@ -130,7 +130,7 @@ def _stated(
     except Exception as error:  # a config or constructor refuses values with errors of many classes
         return f"its config refuses to have these layers alone: {error}", []
     if len(new_layers) != len(keep):
-        return f"its config makes {len(new_layers)} layers whatever num_hidden_layers says.", []
+        return f"its config makes {len(new_layers)} layers, and ignores num_hidden_layers={len(keep)}.", []
     indices = []
     for new, old in enumerate(keep):
         was, becomes = _facts(old_layers[old]), _facts(new_layers[new])

@@ -170,7 +170,7 @@ def test_layers_that_would_be_others_when_loaded_are_refused(keep: int | tuple[i
 def test_stages_that_the_count_of_layers_does_not_set_are_refused() -> None:
     config = SwinConfig(image_size=16, patch_size=2, embed_dim=16, depths=[1, 1], num_heads=[2, 2], window_size=4)
     model = SwinForImageClassification(config)
-    with pytest.raises(MethodMisfit, match="its config makes 2 layers whatever num_hidden_layers says"):
+    with pytest.raises(MethodMisfit, match="its config makes 2 layers, and ignores num_hidden_layers=1"):
         Layers((0,)).apply(model)
     with pytest.raises(MethodMisfit, match=r"makes \[1, 16, 32\] of \[1, 64, 16\]\. Name the layers"):
         Layers(1).apply(model, [{"pixel_values": torch.randn(1, 3, 16, 16)}])
