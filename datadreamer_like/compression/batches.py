@@ -116,7 +116,7 @@ def longest_sequence(model: nn.Module) -> int | None:
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
             most = module.num_embeddings - module.padding_idx - 1  # RoBERTa's positions begin behind its padding's
-    return most
+    return most if most is None or most > 0 else None  # XLNet's -1 is no limit
 
 
 def _embeddings(model: nn.Module) -> nn.Module | None:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import logging
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar, cast
+from functools import partial
+from typing import Any, NamedTuple, TypeVar, cast, overload
 
 import torch
 from torch import Tensor, nn
 
+from datadreamer_like.distillation.losses import IGNORED_LABEL
 from datadreamer_like.distillation.teacher import eval_mode
-from datadreamer_like.errors import DataError, EmptyDataset
-from datadreamer_like.formats.modules import Stack, stacks
+from datadreamer_like.errors import DataError, EmptyDataset, MethodMisfit
+from datadreamer_like.formats.modules import Stack, config_of_layers, stacks
 
 from .batches import check_batch
 
 LayerT = TypeVar("LayerT")
+_SEQUENCE_FIRST = ("xlnet",)
+"""Types of models whose hidden states are [seq, batch, hidden]."""
 Batches = Iterable[Mapping[str, Tensor]]
 """Calibration data: batches as the model takes them, each a mapping of keyword to tensor."""
 
@@ -59,6 +64,15 @@ def check_measured(found: Tensor, what: str) -> None:
         )
 
 
+def warn_of_unreached(method: object, names: Collection[str], consequence: str) -> None:
+    """Warns if the inputs of layers, by name, were zero for all calibration tokens, or there were none."""
+    if names:
+        logging.getLogger("datadreamer_like").warning(
+            '%s: no calibration token reached "%s" and %d other layers, or only zeros did: %s.',
+            method, next(iter(names)), len(names) - 1, consequence,
+        )  # fmt: skip
+
+
 def on_device(batch: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Returns the batch on the device of the model's parameters; raises what `check_batch` does."""
     check_batch(batch, model)
@@ -75,19 +89,30 @@ def on_device(batch: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor
 def loss_on(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     """Returns the model's loss on a batch, with or without labels: a scalar that carries gradients.
 
-    Without labels, the targets are a causal LM's input or a classifier's most likely class: the loss then shows which
-    parts the model's current answers depend on, not which parts are useful for the task. Raises `DataError` if the
-    model returns neither a loss nor logits, as a bare encoder does.
+    Without labels, the targets are a causal LM's input, or a classifier's most likely class of each text, or of each
+    token that is not padding; of several classes at once, those above one half. The loss then shows which parts the
+    model's current answers depend on, not which parts are useful for the task.
+
+    Raises:
+        DataError: The model returns neither a loss nor logits, as a bare encoder does, or there are no labels and it
+            answers with numbers instead of classes: against its own answers its loss and all gradients are zero.
     """
     batch = on_device(batch, model)
     if "labels" not in batch and "input_ids" in batch and type(model).__name__.endswith(("ForCausalLM", "LMHeadModel")):
         mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
         batch["labels"] = batch["input_ids"].masked_fill(mask == 0, -100)
     outputs: Any = model(**batch)
-    loss = getattr(outputs, "loss", None)
-    if loss is None and getattr(outputs, "logits", None) is not None:
-        logits: Tensor = outputs.logits
-        loss = nn.functional.cross_entropy(logits.flatten(0, -2), logits.argmax(-1).flatten())
+    loss, logits = getattr(outputs, "loss", None), getattr(outputs, "logits", None)
+    if loss is None and isinstance(logits, Tensor):
+        if not answers_with_classes(model, logits):
+            raise DataError(
+                f"{type(model).__name__} answers with a number, so that without labels its loss says nothing: give "
+                "each calibration batch its labels, or a stage its calibration_labels."
+            )
+        labels = predicted(model, logits, batch)
+        if labels.is_floating_point():
+            return nn.functional.binary_cross_entropy_with_logits(logits, labels)
+        loss = nn.functional.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORED_LABEL)
     if not isinstance(loss, Tensor):
         raise DataError(
             f"{type(model).__name__} returned neither a loss nor logits for the calibration batch "
@@ -96,13 +121,30 @@ def loss_on(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     return loss
 
 
+def answers_with_classes(model: nn.Module, logits: Tensor) -> bool:
+    """Whether logits [..., outputs] are of classes, and not numbers as in regression or of a reward model."""
+    return logits.shape[-1] > 1 and _problem(model) != "regression"
+
+
+def predicted(model: nn.Module, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+    """The model's own answers as labels: classes [...], -100 for padding; floats [..., classes] of several at once."""
+    if _problem(model) == "multi_label_classification":
+        return (logits > 0).to(logits)
+    labels, mask = logits.argmax(-1), batch.get("attention_mask")
+    return labels.masked_fill(mask == 0, IGNORED_LABEL) if mask is not None and mask.shape == labels.shape else labels
+
+
+def _problem(model: Any) -> str | None:
+    return getattr(getattr(model, "config", None), "problem_type", None)
+
+
 @dataclass
 class _Inputs:
     """Inputs of the blocks of one stack for one batch."""
 
     hidden: Tensor  # for the next block, [batch, seq, hidden]
     arguments: list[tuple[tuple[Any, ...], dict[str, Any]]]  # the other ones, of each block
-    mask: Tensor | None  # bool [batch, seq], False for padding
+    mask: Tensor | None  # bool [batch, seq], False for padding; in the order of the tokens in `hidden`
     given_mask: Tensor | None  # of the encoder's hidden states among a decoder's arguments
 
 
@@ -189,9 +231,13 @@ def walk_blocks(model: nn.Module, calibration: Batches | None, method: object) -
 
     A model without a list of blocks is yielded whole, as one block.
 
-    Memory holds the hidden states of the calibration data. The blocks must each pass their first output to the next;
-    the model is in eval mode meanwhile. Raises `EmptyDataset`, which names the `method`, if there is no batch, and
-    `DataError` if a batch for an encoder-decoder has nothing for the decoder.
+    Memory holds the hidden states of the calibration data. The model is in eval mode meanwhile.
+
+    Raises:
+        EmptyDataset: There is no batch.
+        DataError: A batch for an encoder-decoder has nothing for the decoder, or the model's hidden states have another
+            number of tokens than the batch, so that padding is unknown.
+        MethodMisfit: The blocks do not each pass their first output to the next.
     """
     batches = as_list(calibration, model, method)
     with eval_mode(model), _without_cache(model):
@@ -199,7 +245,7 @@ def walk_blocks(model: nn.Module, calibration: Batches | None, method: object) -
         if not found:
             yield _Whole(model, [on_device(batch, model) for batch in batches])
         for number, stack in enumerate(found):
-            inputs = [_captured(model, stack, on_device(batch, model), is_second=number > 0) for batch in batches]
+            inputs = [_captured(model, stack, on_device(batch, model), number > 0, method) for batch in batches]
             for index, module in enumerate(stack.blocks):
                 block = Block(f"{stack.name}.{index}", module, index, inputs)
                 yield block
@@ -208,7 +254,7 @@ def walk_blocks(model: nn.Module, calibration: Batches | None, method: object) -
                     batch.arguments[index] = ((), {})
 
 
-def _captured(model: nn.Module, stack: Stack, batch: dict[str, Tensor], is_second: bool) -> _Inputs:
+def _captured(model: nn.Module, stack: Stack, batch: dict[str, Tensor], is_second: bool, method: object) -> _Inputs:
     """Captures the inputs of a stack, of which the second is an encoder-decoder's decoder.
 
     Only the first block runs. The others get its output, which has the right form, for what else they are given.
@@ -221,18 +267,27 @@ def _captured(model: nn.Module, stack: Stack, batch: dict[str, Tensor], is_secon
     first: list[Tensor] = []
     arguments: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
-    def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    outputs: list[Any] = []
+
+    def keep(index: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         is_named = "hidden_states" in kwargs
+        hidden = kwargs["hidden_states"] if is_named else args[0] if args else None
+        given = outputs[0][0] if outputs and isinstance(outputs[0], tuple) else outputs[0] if outputs else hidden
+        if index != len(arguments) or not isinstance(hidden, Tensor) or not _is_same(hidden, given):
+            raise MethodMisfit(
+                f"{method} measures a model block by block, and {type(model).__name__} does not give "
+                f'"{stack.name}.{index}" what the block before it puts out. Use a method that measures the whole model '
+                "or needs no data, such as pruning.Magnitude or quantization.AbsMax."
+            )
         if not first:
-            first.append(kwargs["hidden_states"] if is_named else args[0])
+            first.append(hidden)
         arguments.append((args, {**kwargs, "hidden_states": None}) if is_named else (args[1:], kwargs))
         if len(arguments) == len(stack.blocks):
             raise _Stop
 
-    outputs: list[Any] = []
     with suppress(_Stop), ExitStack() as hooks:
-        for block in stack.blocks:
-            hooks.enter_context(block.register_forward_pre_hook(keep, with_kwargs=True))
+        for index, block in enumerate(stack.blocks):
+            hooks.enter_context(block.register_forward_pre_hook(partial(keep, index), with_kwargs=True))
         hooks.enter_context(stack.blocks[0].register_forward_hook(lambda *call: outputs.append(call[-1])))
         for block in stack.blocks[1:]:
             hooks.enter_context(_forward_gives(block, outputs))
@@ -242,7 +297,35 @@ def _captured(model: nn.Module, stack: Stack, batch: dict[str, Tensor], is_secon
         own = _mask(batch, "decoder_attention_mask")
         if own is None and "labels" in batch:
             own = batch["labels"] != -100
+    own = tokens_mask(model, own)
+    known = own if own is not None or is_second else tokens_mask(model, batch.get("input_ids"))
+    check_tokens(model, first[0], known)
     return _Inputs(first[0], arguments, own, mask)
+
+
+def _is_same(x: Tensor, other: Any) -> bool:
+    return x is other or (x.shape == other.shape and torch.allclose(x, other, rtol=0, atol=0, equal_nan=True))
+
+
+@overload
+def tokens_mask(model: nn.Module, mask: Tensor) -> Tensor: ...
+@overload
+def tokens_mask(model: nn.Module, mask: Tensor | None) -> Tensor | None: ...
+def tokens_mask(model: nn.Module, mask: Tensor | None) -> Tensor | None:
+    """Returns a mask [batch, seq] in the order of the tokens in the model's hidden states."""
+    is_sequence_first = getattr(config_of_layers(model), "model_type", None) in _SEQUENCE_FIRST
+    return mask.T if mask is not None and is_sequence_first else mask
+
+
+def check_tokens(model: nn.Module, hidden: Tensor, known: Tensor | None) -> None:
+    """Raises `DataError` if hidden states [..., batch, seq, hidden] have other tokens than a mask or ids of a batch."""
+    if known is not None and hidden.dim() > 2 and hidden.shape[-3:-1] != known.shape:
+        raise DataError(
+            f"A calibration batch has tokens [batch, seq] {list(known.shape)}, and inside {type(model).__name__} they "
+            f"are {list(hidden.shape[-3:-1])}, so that padding would be measured as text. If the model fills sequences "
+            "up to a multiple of its window or block, pass such lengths: "
+            "tokenizer(texts, padding=True, pad_to_multiple_of=..., return_tensors='pt')."
+        )
 
 
 @contextmanager

@@ -108,12 +108,22 @@ class CompressionMethod(ABC):
         methods that change the tokenizer, which also need `tokenizer`. Raises `MethodMisfit` if the method does not fit
         the model or tokenizer, and `DefinitionError` if data or a tokenizer that it needs are missing.
         """
-        self._check(model, calibration, tokenizer)
-        with torch.inference_mode(False):  # tensors that are made in it can never have gradients
+        with torch.no_grad():
+            self._check(model, calibration, tokenizer)
+        device = next(model.parameters(), torch.empty(0)).device.type
+        # Tensors that are made in inference mode can never have gradients. Layers that are built draw random weights.
+        # Under autocast sums would be of 16 bits.
+        with torch.inference_mode(False), torch.random.fork_rng(devices=[]), torch.autocast(device, enabled=False):
             return self._applied(model, calibration, tokenizer)
 
     def _applied(self, model: nn.Module, calibration: object, tokenizer: Any) -> Any:
-        small = copy.deepcopy(model)
+        try:
+            small = copy.deepcopy(model)
+        except RuntimeError as error:
+            raise MethodMisfit(
+                f"{self} changes a copy of {type(model).__name__}, which cannot be copied: {error}\n"
+                "If it keeps tensors of an earlier forward pass, run it once in torch.no_grad() first."
+            ) from error
         data: Any = calibration
         if self.changes_tokenizer:
             tokenizer = copy.deepcopy(tokenizer)

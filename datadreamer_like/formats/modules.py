@@ -154,6 +154,10 @@ FEED_FORWARDS: dict[str, FeedForwardForm] = {
 """The supported feed-forward networks, by the class of the module that they are in."""
 
 
+_READ_ELSEWHERE = {"MambaMixer": ("dt_proj",), "FalconMambaMixer": ("dt_proj",), "JambaMambaMixer": ("dt_proj",)}
+"""Linear layers whose weights the module that they are in reads itself, by its class."""
+
+
 class Stack(NamedTuple):
     """A list of blocks of one class that a model runs one after the other, with its name in the model."""
 
@@ -176,7 +180,10 @@ def stacks(model: nn.Module) -> list[Stack]:
     found = [
         Stack(name, module)
         for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) in counts and len({type(block) for block in module}) == 1
+        if isinstance(module, nn.ModuleList)
+        and len(module) in counts
+        and len({type(block) for block in module}) == 1
+        and not isinstance(module[0], nn.ModuleList)  # which runs nothing itself
     ]
     # A list inside a block, of experts for instance, may be as long.
     outer = [one for one in found if not any(one.name.startswith(f"{other.name}.") for other in found)]
@@ -206,10 +213,20 @@ def linears(model: nn.Module, exclude: Sequence[str] = ()) -> dict[str, nn.Modul
     """Finds the plain linear layers, those of heads included.
 
     Each is an `nn.Linear` or transformers' `Conv1D` with floating-point weights, not matched by a pattern in `exclude`.
-    Layers whose weights are read by other code than their own `forward`, as in `nn.MultiheadAttention`, are of other
-    classes and left out; so are quantized ones.
+    Layers whose weights are read by other code than their own `forward` are left out, as in `nn.MultiheadAttention`
+    and Mamba; so are quantized ones.
     """
-    return {name: module for name, module in model.named_modules() if is_linear(module) and not matches(name, exclude)}
+    found = dict(model.named_modules())
+    elsewhere = {
+        f"{name}.{path}".removeprefix(".")
+        for name, module in found.items()
+        for path in _READ_ELSEWHERE.get(type(module).__name__, ())
+    }
+    return {
+        name: module
+        for name, module in found.items()
+        if is_linear(module) and name not in elsewhere and not matches(name, exclude)
+    }
 
 
 def block_linears(model: nn.Module, exclude: Sequence[str] = ()) -> dict[str, nn.Module]:

@@ -63,12 +63,18 @@ class Sparse(LayoutKind):
                     module.register_buffer(name, dense)
 
     def pack(self, model: nn.Module, state: dict[str, torch.Tensor], entry: Entry) -> None:
-        """Stores each tensor sparse where that takes fewer bytes."""
+        """Stores each tensor sparse where that takes fewer bytes.
+
+        Not those of modules with buffers of the same names, as the outliers' values of `gobo`, and of modules with
+        buffers that are not saved: what fills them when a model is loaded skips modules with missing tensors.
+        """
         shared = Counter(tensor.untyped_storage().data_ptr() for tensor in state.values())
         for module_name, name, _ in _tensors(entry):
             key = _key(module_name, name)
             tensor, count = state.get(key), None
-            if tensor is not None and shared[tensor.untyped_storage().data_ptr()] == 1:
+            is_taken = not state.keys().isdisjoint((key + _BITS, key + _VALUES))
+            is_taken = is_taken or bool(model.get_submodule(module_name)._non_persistent_buffers_set)
+            if tensor is not None and not is_taken and shared[tensor.untyped_storage().data_ptr()] == 1:
                 values = int(torch.count_nonzero(tensor))
                 if values * tensor.element_size() + math.ceil(tensor.numel() / 8) < tensor.nbytes:
                     count = values

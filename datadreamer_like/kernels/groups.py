@@ -20,7 +20,7 @@ def group_scales(w: Tensor, bits: int, group_size: int) -> Tensor:
     """Returns the scales of a weight [out, in] for groups of `group_size` inputs: fp16 [out, ceil(in / group_size)].
 
     They are rounded to fp16, as 4-bit layouts store them, and at least its smallest number, 2^-24; the last group may
-    be shorter.
+    be shorter. Raises `DefinitionError` for weights whose scales fp16 cannot hold: 491,000 and more at 4 bits.
     """
     if not 2 <= bits <= 8:
         raise DefinitionError(f"bits is {bits}; codes are kept in an int8 each, so it must be from 2 to 8.")
@@ -32,8 +32,13 @@ def group_scales(w: Tensor, bits: int, group_size: int) -> Tensor:
     groups = F.pad(w.detach().float(), (0, -w.shape[1] % group_size)).reshape(len(w), -1, group_size)
     # Subnormal scales have fewer digits, which costs far less than a scale that is too large: 8 bits need them for
     # weights below 0.008.
-    largest = torch.finfo(torch.float16).max
-    return groups.abs().amax(-1).div_(2 ** (bits - 1) - 0.5).clamp_(_SMALLEST, largest).half()
+    scales = groups.abs().amax(-1).div_(2 ** (bits - 1) - 0.5).clamp_(min=_SMALLEST).half()
+    if scales.isinf().any() and w.isfinite().all():
+        raise DefinitionError(
+            f"The largest weight is {float(w.abs().max()):.3g}, and the scales of groups are fp16, up to 65,504. Scale "
+            'the weights down, or use a granularity of fp32 scales, as AbsMax(granularity="row").'
+        )
+    return scales
 
 
 def group_quantize(w: Tensor, bits: int, group_size: int) -> tuple[Tensor, Tensor]:

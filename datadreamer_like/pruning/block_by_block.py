@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Collection
 
 from torch import nn
 
@@ -11,6 +12,7 @@ from datadreamer_like.compression.calibration import Block, walk_blocks
 from datadreamer_like.compression.method import ONE_LAYER, already_quantized, why_shared
 from datadreamer_like.formats import mark_sparse
 from datadreamer_like.formats.modules import inner_linears, weight_of
+from datadreamer_like.formats.sparse import sparse_names
 
 from .thresholds import Pattern, why_indivisible
 
@@ -30,8 +32,11 @@ class PrunesBlockByBlock(CompressionMethod):
     exclude: tuple[str, ...]
 
     @abstractmethod
-    def prune(self, block: Block, layers: dict[str, nn.Module]) -> None:
-        """Sets weights of the block's layers, given by their names in the model, to zero, in place."""
+    def prune(self, block: Block, layers: dict[str, nn.Module], sparse: Collection[str]) -> None:
+        """Sets weights of the block's layers, given by their names in the model, to zero, in place.
+
+        The zeros of those in `sparse`, which were pruned before, must stay.
+        """
 
     def fits(self, model: nn.Module) -> str | None:
         """Any model with plain linear layers, in its blocks if it has some, unquantized and none of them shared."""
@@ -48,6 +53,7 @@ class PrunesBlockByBlock(CompressionMethod):
     def change(self, model: nn.Module, calibration: Batches | None) -> None:
         """Prunes the blocks in order, in place."""
         chosen = inner_linears(model, self.exclude)
+        sparse = {name.removesuffix(".weight") for name in sparse_names(model)}
         for block in walk_blocks(model, calibration, self):
-            self.prune(block, block.own(chosen))
+            self.prune(block, block.own(chosen), sparse)
         mark_sparse(model, [f"{name}.weight" for name in chosen])

@@ -258,6 +258,8 @@ def why_no_encoder(model: nn.Module) -> str | None:
     encoder = Encoder(model)
     parts = (f"{encoder.embeddings}.", f"{encoder.stack.name}.", *(f"{name}." for name in encoder.heads))
     others = [name for name, _ in model.named_parameters() if not name.startswith(parts)]
+    if getattr(config, "num_labels", 2) < 2 or getattr(config, "problem_type", None) == "regression":
+        return "it answers with numbers, and what teaches it compares probabilities of classes."
     if output_heads(model) or others or not [name for name in encoder.heads if not name.endswith("pooler.dense")]:
         return "its head is not one for classes of texts or tokens. Load it as such a classifier."
     return None

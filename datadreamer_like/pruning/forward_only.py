@@ -13,7 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from datadreamer_like.compression import Batches, CompressionMethod
-from datadreamer_like.compression.calibration import as_list, check_measured, loss_on, on_device
+from datadreamer_like.compression.calibration import (
+    answers_with_classes,
+    as_list,
+    check_measured,
+    loss_on,
+    on_device,
+    predicted,
+)
 from datadreamer_like.compression.method import already_quantized, check_share
 from datadreamer_like.distillation.teacher import eval_mode
 from datadreamer_like.errors import DataError, DefinitionError, check_number
@@ -300,15 +307,8 @@ def _with_labels(model: nn.Module, batches: list[Mapping[str, Tensor]]) -> list[
     for batch in batches:
         given = on_device(batch, model)
         logits = None if "labels" in given else getattr(model(**given), "logits", None)
-        found.append(batch if logits is None else {**given, "labels": _predicted(model, logits, given)})
+        if logits is not None:
+            own = predicted(model, logits, given) if answers_with_classes(model, logits) else logits.squeeze(-1)
+            batch = {**given, "labels": own}
+        found.append(batch)
     return found
-
-
-def _predicted(model: Any, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
-    problem = getattr(model.config, "problem_type", None)
-    if problem == "multi_label_classification":
-        return (logits > 0).to(logits)
-    if problem == "regression" or logits.shape[-1] == 1:
-        return logits.squeeze(-1)
-    labels, mask = logits.argmax(-1), batch.get("attention_mask")
-    return labels.masked_fill(mask == 0, -100) if mask is not None and mask.shape == labels.shape else labels

@@ -55,6 +55,7 @@ class Heads(CompressionMethod):
     needs_gradients = True
     states_widths = False
     papers = ("1905.10650",)
+    result_version = 2
 
     def __post_init__(self) -> None:
         check_share("sparsity", self.sparsity)
@@ -129,6 +130,7 @@ def importance(model: nn.Module, found: list[Attention], batches: Batches) -> li
             hooks.enter_context(attention.output.register_forward_pre_hook(partial(collect, attention.name)))
         for batch in batches:
             loss = loss_on(model, batch)
+            check_measured(loss, "The losses")
             inputs = [contexts.pop(attention.name) for attention, _ in alive]
             # If the model's head reads an earlier layer, the gradient of the last layers is zero.
             gradients = torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True)

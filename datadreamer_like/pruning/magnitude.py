@@ -21,6 +21,8 @@ from .retraining import Cubic
 from .thresholds import Pattern, check_amount, smallest, why_indivisible
 from .while_training import Mask, PrunesWhileTraining, masked, put_masks, why_unmaskable
 
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_LAYERS = (nn.Linear, nn.Bilinear, nn.RNNBase, nn.RNNCellBase, Conv1D, *_CONVOLUTIONS)
 Scope = Literal["model", "layer", "distribution"]
 Part = Literal["embeddings", "biases", "norms"]
 
@@ -42,7 +44,8 @@ class Magnitude(PrunesWhileTraining):
             is the same multiple of its standard deviation (class-distribution).
         pattern: (n, m): of every m consecutive inputs of each weight matrix n are kept, as in (2, 4).
         schedule: How the share rises during training, so that the model adapts; None to prune at once.
-        include: Parts to prune too, from "embeddings", "biases", "norms".
+        include: Parts to prune too, from "embeddings", "biases", "norms". Positions, class tokens and biases that are
+            parameters of their own count as embeddings and biases by their names.
         exclude: Patterns of names of modules or parameters that are never pruned, for instance ("classifier",).
         others: Another sparsity for modules or parameters whose names match a pattern, each parameter pruned by
             itself, for instance (("classifier", 0.2),).
@@ -64,7 +67,7 @@ class Magnitude(PrunesWhileTraining):
 
     kind = "pruning"
     papers = ("1506.02626", "1606.09274", "1710.01878")
-    result_version = 2
+    result_version = 3
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "pattern", check_amount("Magnitude", self.sparsity, self.pattern))
@@ -177,10 +180,21 @@ class Magnitude(PrunesWhileTraining):
                 part = "embeddings"
             elif parameter.dim() < 2:
                 part = "biases" if name.endswith("bias") else "norms"
+            elif not isinstance(model.get_submodule(name.rpartition(".")[0]), _LAYERS):
+                part = _part_by_name(name.rpartition(".")[2], parameter)
             kept = matches(name, self.exclude)
             if parameter.is_floating_point() and parameter.numel() and not kept and (not part or part in self.include):
                 found[name] = parameter
         return found
+
+
+def _part_by_name(name: str, parameter: Tensor) -> Part | None:
+    """What a parameter that no layer of PyTorch has is: ViT's `position_embeddings`, Mamba's `A_log`, a weight norm."""
+    if "emb" in name or "token" in name:
+        return "embeddings"
+    if "bias" in name:
+        return "biases"
+    return "norms" if name.endswith("_log") or parameter.numel() == max(parameter.shape) else None
 
 
 def _rows(model: nn.Module, name: str, weight: Tensor) -> Tensor:

@@ -55,6 +55,7 @@ class Movement(PrunesWhileTraining):
     needs_gradients = True
     layer_by_layer = True
     papers = ("2005.07683",)
+    result_version = 2
 
     def __post_init__(self) -> None:
         check_share("sparsity", self.sparsity)

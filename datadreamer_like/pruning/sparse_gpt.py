@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-from datadreamer_like.compression.calibration import Block
+from datadreamer_like.compression.calibration import Block, warn_of_unreached
 from datadreamer_like.compression.hessian import check_damping, input_hessians, inverse_factor
 from datadreamer_like.compression.method import check_patterns
 from datadreamer_like.errors import DefinitionError
@@ -30,7 +31,7 @@ class SparseGPT(PrunesBlockByBlock):
 
     The linear layers inside the blocks are pruned; embeddings, heads, norms and biases are not. Any other module counts
     as one block, of all its linear layers but output heads. Some 128 sequences of calibration text are enough. The
-    result is stored sparse, as `Magnitude`'s is; in memory it is dense.
+    result is stored sparse, as `Magnitude`'s is; in memory it is dense. Weights that were pruned before stay zero.
 
     Attributes:
         sparsity: Share of each layer that becomes zero, in [0, 1): `round(sparsity * n)` of the n weights in every
@@ -49,6 +50,7 @@ class SparseGPT(PrunesBlockByBlock):
     exclude: tuple[str, ...] = ()
 
     papers = ("2301.00774",)
+    result_version = 2
 
     def __post_init__(self) -> None:
         check_patterns(self.exclude)
@@ -67,32 +69,42 @@ class SparseGPT(PrunesBlockByBlock):
         """Half of each layer."""
         return cls(sparsity=0.5)
 
-    def prune(self, block: Block, layers: dict[str, nn.Module]) -> None:
+    def prune(self, block: Block, layers: dict[str, nn.Module], sparse: Collection[str]) -> None:
         """Measures every layer of the block, then prunes each."""
         hessians = input_hessians(block, layers)
+        unreached = [name for name, hessian in hessians.items() if not hessian.any()]
+        warn_of_unreached(self, unreached, "their weights are pruned by magnitude")
         for name, layer in layers.items():
-            weight_of(layer).copy_(self.pruned(weight_of(layer), hessians.pop(name)))
+            weight = weight_of(layer)
+            weight.copy_(self.pruned(weight, hessians.pop(name), weight == 0 if name in sparse else None))
 
-    def pruned(self, weight: Tensor, hessian: Tensor) -> Tensor:
-        """Returns the pruned and updated weight [out, in], fp32, for the Hessian of its inputs [in, in]."""
+    def pruned(self, weight: Tensor, hessian: Tensor, zeros: Tensor | None = None) -> Tensor:
+        """Returns the pruned and updated weight [out, in], fp32, for the Hessian of its inputs [in, in].
+
+        Weights in `zeros`, bool [out, in], stay zero and count as removed.
+        """
         weight = weight.detach().float().clone()
+        zeros = torch.zeros_like(weight, dtype=torch.bool) if zeros is None else zeros
         if not hessian.any():  # an expert that no token reached: nothing to go by but magnitudes
             hessian = torch.eye(len(hessian), device=hessian.device)
         weight[:, hessian.diagonal() == 0] = 0.0
         factor = inverse_factor(hessian, self.damping)
         for start in range(0, weight.shape[1], self.block):
             end = min(start + self.block, weight.shape[1])
-            part, inverse = weight[:, start:end], factor[start:end, start:end]
+            part, inverse, gone = weight[:, start:end], factor[start:end, start:end], zeros[:, start:end]
             errors = torch.empty_like(part)
             cost = inverse.diagonal().square()
             if self.sparsity is not None:
-                (drop,) = smallest([part.square() / cost], self.sparsity)
+                # Updates may have moved removed weights away from zero.
+                (drop,) = smallest([(part.square() / cost).masked_fill(gone, -1.0)], self.sparsity)
+                drop |= gone
             else:
-                drop = torch.empty_like(part, dtype=torch.bool)
+                drop = gone.clone()
             for column in range(end - start):
                 if self.pattern is not None and column % self.pattern[1] == 0:
                     group = slice(column, column + self.pattern[1])
-                    drop[:, group] = ~nm_mask(part[:, group].square() / cost[group], self.pattern)
+                    scores = (part[:, group].square() / cost[group]).masked_fill(gone[:, group], -1.0)
+                    drop[:, group] |= ~nm_mask(scores, self.pattern)
                 dropped = drop[:, column]
                 errors[:, column] = torch.where(dropped, part[:, column], 0.0) / inverse[column, column]
                 part[:, column:].addr_(errors[:, column], inverse[column, column:], alpha=-1)

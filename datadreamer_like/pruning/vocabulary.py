@@ -147,10 +147,18 @@ def _trim_model(model: Any, kept: list[int], new_id: dict[int, int]) -> None:
     padding = embedding.padding_idx
     rows = torch.tensor(kept, device=embedding.weight.device)
     tensors = [embedding.weight, getattr(head, "weight", None), getattr(head, "bias", None)]
-    for tensor in {id(tensor): tensor for tensor in tensors if tensor is not None}.values():
+    moved_tensors = {id(tensor): tensor for tensor in tensors if tensor is not None}
+    before = {name: tensor.shape for name, tensor in model.named_parameters() if id(tensor) not in moved_tensors}
+    for tensor in moved_tensors.values():
         # Move the kept rows to the front; resizing then removes the rest and keeps weights tied.
         tensor[: len(kept)] = tensor[rows].clone()
     model.resize_token_embeddings(len(kept))
+    after = dict(model.named_parameters())
+    if other := next((name for name, shape in before.items() if name in after and after[name].shape != shape), None):
+        raise MethodMisfit(
+            f'Vocabulary does not fit {type(model).__name__}: "{other}" also has a part for each token, which this '
+            "method does not know."
+        )
     model.get_input_embeddings().padding_idx = None if padding is None else new_id.get(padding)
     for config, name, ids in _token_ids(model):
         moved = [new_id.get(token, token) for token in ids]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -10,7 +11,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from datadreamer_like.compression.calibration import Block, check_measured
+from datadreamer_like.compression.calibration import Block, check_measured, warn_of_unreached
 from datadreamer_like.compression.method import check_patterns
 from datadreamer_like.formats.modules import weight_of
 from datadreamer_like.kernels import wanda_mask
@@ -43,6 +44,7 @@ class Wanda(PrunesBlockByBlock):
     exclude: tuple[str, ...] = ()
 
     papers = ("2306.11695",)
+    result_version = 2
 
     def __post_init__(self) -> None:
         check_patterns(self.exclude)
@@ -53,15 +55,17 @@ class Wanda(PrunesBlockByBlock):
         """Half of each row."""
         return cls(sparsity=0.5)
 
-    def prune(self, block: Block, layers: dict[str, nn.Module]) -> None:
+    def prune(self, block: Block, layers: dict[str, nn.Module], sparse: Collection[str]) -> None:
         """Measures every layer of the block, then prunes each."""
         squares = _sums_of_squares(block, layers)
+        unreached = [name for name, total in squares.items() if not total.any()]
+        warn_of_unreached(self, unreached, "their weights are pruned by magnitude")
         for name, layer in layers.items():
             check_measured(squares[name], f'The inputs of "{name}"')
-            weight, norms = weight_of(layer), squares[name].sqrt()
-            if not norms.any():  # an expert that no token reached: nothing to go by but magnitudes
-                norms = torch.ones_like(norms)
-            kept = wanda_mask(weight, norms, self.sparsity, pattern=self.pattern)
+            if name in unreached:
+                squares[name].fill_(1.0)
+            weight = weight_of(layer)
+            kept = wanda_mask(weight, squares[name].sqrt(), self.sparsity, pattern=self.pattern)
             weight.masked_fill_(~kept, 0.0)
 
 

@@ -46,6 +46,7 @@ class BinaryNetwork(QuantizesWhileTraining):
     scaled: bool = False
 
     papers = ("1602.02830", "1603.05279")
+    result_version = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()

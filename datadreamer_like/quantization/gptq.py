@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from datadreamer_like.compression import Batches
-from datadreamer_like.compression.calibration import walk_blocks
+from datadreamer_like.compression.calibration import walk_blocks, warn_of_unreached
 from datadreamer_like.compression.hessian import check_damping, input_hessians, inverse_factor
 from datadreamer_like.errors import check_flag
 from datadreamer_like.formats.modules import replace_modules, weight_of
@@ -70,6 +70,8 @@ class GPTQ(GroupQuantization):
         for block in walk_blocks(model, calibration, self):
             layers = block.own(chosen)
             hessians = input_hessians(block, layers)
+            unreached = [name for name, hessian in hessians.items() if not hessian.any()]
+            warn_of_unreached(self, unreached, "their weights are rounded to the nearest codes")
             for name, layer in layers.items():
                 made[name] = self.empty(layer)
                 weight, pruned = weight_of(layer), None

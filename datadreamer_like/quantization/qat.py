@@ -50,7 +50,7 @@ class QAT(QuantizesWhileTraining):
     group_size: int = 32
 
     papers = ("1712.05877", "1308.3432")
-    result_version = 3
+    result_version = 4
 
     def __post_init__(self) -> None:
         super().__post_init__()

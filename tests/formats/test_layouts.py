@@ -341,3 +341,17 @@ def test_bits_that_do_not_fit_their_values_are_refused() -> None:
     bits, values = to_sparse(torch.tensor([0.0, 1.0, 0.0, 2.0]))
     with pytest.raises(StorageError, match="2 values for 3 positions: its file was changed"):
         from_sparse(bits | 1, values, torch.Size([4]))
+
+
+def test_buffers_that_are_not_saved_are_filled_where_a_tensor_next_to_them_was_pruned(tmp_path: Path) -> None:
+    config = transformers.SwinConfig(image_size=16, patch_size=2, embed_dim=16, depths=[1], num_heads=[2])
+    model = transformers.SwinForImageClassification(config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter)
+    small = Magnitude(0.5, include=("biases",)).apply(model)
+    small.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path)
+    found = dict(loaded.named_buffers())
+    index = [name for name in found if name.endswith("relative_position_index")]
+    assert index
+    assert all(torch.equal(found[name], small.get_buffer(name)) for name in index)

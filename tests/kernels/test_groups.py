@@ -58,3 +58,13 @@ def test_small_weights_are_rounded_as_closely_as_large_ones(bits: int, deviation
 def test_what_has_no_groups_is_refused(w: torch.Tensor, bits: int, size: int) -> None:
     with pytest.raises(DefinitionError, match=r"from 2 to 8|group_scales takes"):
         group_scales(w, bits, size)
+
+
+@pytest.mark.parametrize(("bits", "largest"), [(4, 491_250), (8, 8_351_000), (2, 98_250)])
+def test_weights_whose_scales_fp16_cannot_hold_are_refused(bits: int, largest: float) -> None:
+    for weight in (largest, -largest):
+        w = torch.tensor([[1.0, 0.5, weight, 0.0]])
+        codes, scale = group_quantize(w, bits, 2)
+        assert float((group_dequantize(codes, scale, 2) - w).abs().max()) <= 1.001 * 65504 / 2
+        with pytest.raises(DefinitionError, match="the scales of groups are fp16"):
+            group_scales(1.01 * w, bits, 2)

@@ -7,12 +7,27 @@ import torch
 import transformers
 from tiny_models import ENCODER, batches, build, logits
 from torch import nn
+from transformers import (
+    BigBirdConfig,
+    BigBirdForSequenceClassification,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
+    LongformerConfig,
+    LongformerForSequenceClassification,
+    ModernBertConfig,
+    ModernBertForSequenceClassification,
+    SwinConfig,
+    SwinForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
 from datadreamer_like import pruning
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, EmptyDataset, MethodMisfit
 from datadreamer_like.formats import layouts
 from datadreamer_like.formats.classifiers.embedding import EmbeddingConfig, EmbeddingForSequenceClassification
 from datadreamer_like.formats.modules import stacks
+from datadreamer_like.pruning import Layers
 from datadreamer_like.pruning.layers import block_influence
 
 
@@ -135,3 +150,60 @@ def test_misuse_is_refused() -> None:
     for wrong in (None, "12", 1.5, [0.5], True):
         with pytest.raises(ArgumentTypeError, match="keep must be"):
             pruning.Layers(keep=wrong)
+
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 48}
+LOCAL = {"local_attention": 8, "global_attn_every_n_layers": 2, "cls_token_id": 1, "sep_token_id": 2}
+
+
+@pytest.mark.parametrize("keep", [(1, 2), (2, 3), 1])
+def test_layers_that_would_be_others_when_loaded_are_refused(keep: int | tuple[int, ...]) -> None:
+    ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    model = ModernBertForSequenceClassification(ModernBertConfig(vocab_size=99, **SIZES, **ids, **LOCAL))
+    # Only the first layer has no norm before its attention. The last has the largest influence.
+    model.model.layers[3].mlp.Wo.weight.data.mul_(1000)
+    with pytest.raises(MethodMisfit, match=r"would become layer 0, and ModernBertConfig makes .* otherwise"):
+        Layers(keep).apply(model, [{"input_ids": torch.randint(5, 99, (4, 8))}] if keep == 1 else None)
+    Layers((0, 2)).apply(model)
+
+
+def test_stages_that_the_count_of_layers_does_not_set_are_refused() -> None:
+    config = SwinConfig(image_size=16, patch_size=2, embed_dim=16, depths=[1, 1], num_heads=[2, 2], window_size=4)
+    model = SwinForImageClassification(config)
+    with pytest.raises(MethodMisfit, match="its config makes 2 layers, and ignores num_hidden_layers=1"):
+        Layers((0,)).apply(model)
+    with pytest.raises(MethodMisfit, match=r"makes \[1, 16, 32\] of \[1, 64, 16\]\. Name the layers"):
+        Layers(1).apply(model, [{"pixel_values": torch.randn(1, 3, 16, 16)}])
+
+
+@pytest.mark.parametrize("name", ["longformer", "bigbird", "gpt-neo"])
+def test_what_configs_and_modules_say_of_each_layer_moves_with_it(name: str, tmp_path: Path) -> None:
+    sizes: dict[str, Any] = {"vocab_size": 99, **SIZES, "max_position_embeddings": 128}
+    model: Any = {
+        "longformer": lambda: LongformerForSequenceClassification(
+            LongformerConfig(**sizes, attention_window=[4, 4, 8, 8])
+        ),
+        "bigbird": lambda: BigBirdForSequenceClassification(
+            BigBirdConfig(**sizes, block_size=4, num_random_blocks=1, attention_type="block_sparse")
+        ),
+        "gpt-neo": lambda: GPTNeoForCausalLM(
+            GPTNeoConfig(
+                vocab_size=99, hidden_size=32, num_layers=4, num_heads=4, max_position_embeddings=64, window_size=4,
+                attention_types=[[["global", "local"], 2]],
+            )
+        ),
+    }[name]()  # fmt: skip
+    ids = torch.randint(5, 99, (2, 64))
+    for keep in ((0, 2), (1, 3), (3,)):
+        small = Layers(keep).apply(model).eval()
+        small.save_pretrained(tmp_path)
+        loaded = type(model).from_pretrained(tmp_path).eval()
+        with torch.no_grad():
+            assert torch.equal(small(ids).logits, loaded(ids).logits)
+
+
+def test_images_have_no_padding() -> None:
+    model = ViTForImageClassification(ViTConfig(**SIZES, image_size=16, patch_size=4))
+    model.vit.layers[2].mlp.fc2.weight.data.mul_(1000)
+    small = Layers(1).apply(model, [{"pixel_values": torch.randn(2, 3, 16, 16)}])
+    assert torch.equal(small.vit.layers[0].mlp.fc2.weight, model.vit.layers[2].mlp.fc2.weight)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from tiny_models import build
 from torch import nn
+from transformers import MambaConfig, MambaModel, ViTConfig, ViTModel, XLNetConfig, XLNetModel
 from transformers.pytorch_utils import Conv1D
 
 from datadreamer_like import pruning
@@ -197,3 +198,23 @@ def test_misuse_is_refused() -> None:
             pruning.Magnitude(0.5).apply(wrong)
     with pytest.raises(MethodMisfit, match="no floating-point weight"):
         pruning.Magnitude(0.5).apply(nn.Embedding(4, 4))
+
+
+def test_positions_tokens_and_biases_that_are_parameters_of_their_own_are_untouched_unless_asked() -> None:
+    sizes: Any = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
+    models: list[tuple[nn.Module, list[str]]] = [
+        (ViTModel(ViTConfig(**sizes, image_size=16, patch_size=4)), ["cls_token", "position_embeddings"]),
+        (XLNetModel(XLNetConfig(vocab_size=9, d_model=32, n_layer=1, n_head=2, d_inner=48)), ["mask_emb", "r_w_bias"]),
+        (MambaModel(MambaConfig(vocab_size=9, hidden_size=32, num_hidden_layers=1, state_size=4)), ["A_log"]),
+        (nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv1d(4, 4, 2), dim=2)), ["weight.original0"]),
+    ]
+    for model, kept in models:
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.normal_()
+        small = pruning.Magnitude(0.5, scope="layer").apply(model)
+        found = [name for name, _ in model.named_parameters() if name.endswith(tuple(kept))]
+        assert len(found) == len(kept)
+        assert all(bool(small.get_parameter(name).all()) for name in found)
+        asked = pruning.Magnitude(0.5, scope="layer", include=("embeddings", "biases", "norms")).apply(model)
+        assert not any(bool(asked.get_parameter(name).all()) for name in found)

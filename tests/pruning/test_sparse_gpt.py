@@ -254,3 +254,16 @@ def test_a_layer_that_no_token_reached_is_pruned_by_magnitude() -> None:
     pruned = SparseGPT(0.5).pruned(weight, torch.zeros(16, 16))
     largest = weight.abs() >= weight.abs().flatten().sort().values[48]
     assert torch.equal(pruned, weight * largest)
+
+
+@pytest.mark.parametrize("method", [SparseGPT(0.6, block=8), SparseGPT(pattern=(2, 4), block=8)], ids=str)
+@pytest.mark.parametrize("first", [Magnitude(0.5), Magnitude(0.8), SparseGPT(0.5)], ids=str)
+def test_what_was_pruned_before_stays_zero(method: SparseGPT, first: Magnitude | SparseGPT) -> None:
+    model = nn.Sequential(nn.Linear(64, 32))
+    inputs = [{"input": torch.randn(200, 64) @ torch.randn(64, 64)}]
+    before = first.apply(model, inputs)
+    after = method.apply(before, inputs)
+    assert not after[0].weight[before[0].weight == 0].any()
+    assert (after[0].weight == 0).float().mean() >= (0.6 if method.sparsity else 0.5)
+    again = method.apply(after, inputs)
+    assert not again[0].weight[after[0].weight == 0].any()

@@ -299,3 +299,17 @@ def test_token_ids_in_the_generation_config_move():
     assert (found.bad_words_ids, found.sequence_bias) == ([[new, new_other]], [[[new_other], -2.0]])
     assert model.generation_config.suppress_tokens == [kept, removed]
     small.generate(torch.tensor([[new]]), max_new_tokens=2, do_sample=False)
+
+
+def test_a_model_with_another_part_for_each_token_is_refused() -> None:
+    config = transformers.MobileBertConfig(
+        vocab_size=99, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+        embedding_size=16, intra_bottleneck_size=16, true_hidden_size=16,
+    )  # fmt: skip
+    pieces = {piece: index for index, piece in enumerate(["[UNK]", *"abcdefgh"])}
+    backend = tokenizers.Tokenizer(models.WordPiece(pieces, unk_token="[UNK]"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]")
+    with pytest.raises(MethodMisfit, match=r'"cls\.predictions\.dense\.weight" also has a part for each token'):
+        pruning.Vocabulary().apply(transformers.MobileBertForMaskedLM(config), ["a"], tokenizer=tokenizer)
+    small, _ = pruning.Vocabulary().apply(transformers.MobileBertModel(config), ["a"], tokenizer=tokenizer)
+    assert small.get_input_embeddings().num_embeddings < 99

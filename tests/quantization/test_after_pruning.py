@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import pytest
 import torch
 from tiny_models import batches, build
+from transformers import MambaConfig, MambaForCausalLM
 
+from datadreamer_like.compression import CompressionMethod
 from datadreamer_like.compression.hessian import inverse_factor
+from datadreamer_like.formats.gobo import GOBOLinear
 from datadreamer_like.formats.modules import block_linears, weight_of
+from datadreamer_like.formats.quantizer import has_codes
 from datadreamer_like.kernels import group_dequantize
-from datadreamer_like.pruning import Wanda
+from datadreamer_like.pruning import Magnitude, Wanda
 from datadreamer_like.quantization import (
     GOBO,
     GPTQ,
@@ -95,3 +100,39 @@ def test_gptq_makes_up_for_the_zeros_as_for_rounding():
         error = (left[:, column] - fixed) / factor[column, column]
         left = left - error[:, None] * factor[column]
     assert torch.allclose(found.double(), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("bits", [3, 4])
+@pytest.mark.parametrize("sparsity", [0.9, 0.97])
+def test_outliers_of_a_sparse_layer_are_loaded_as_saved(bits: int, sparsity: float, tmp_path: Path) -> None:
+    # Codes of 0 can be so many that they are stored sparse: their values had the name of the outliers'.
+    model = build("t5")
+    small = GOBO(bits).apply(Magnitude(sparsity, scope="layer").apply(model))
+    for module in small.modules():
+        if isinstance(module, GOBOLinear):  # all to the first centroid but for a few
+            codes = module.codes.clone()
+            codes[:, 1:] = 0
+            module.set_codes(codes)
+    small.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path)
+    outliers = 0
+    for name, module in small.named_modules():
+        if isinstance(module, GOBOLinear):
+            outliers += len(module.get_buffer("weight_values"))
+            assert torch.equal(loaded.get_submodule(name).dequantized(), module.dequantized())
+    assert outliers
+
+
+@pytest.mark.parametrize(
+    "method", [AbsMax(8), AbsMax(3, "row"), DynamicInt8(), NF4(), GPTQ(4, 16), LayerByLayer(steps=1, group_size=16)]
+)
+def test_layers_whose_weights_the_module_around_them_reads_stay_as_they_are(method: CompressionMethod) -> None:
+    config = MambaConfig(vocab_size=99, hidden_size=32, num_hidden_layers=2, state_size=4)
+    model = MambaForCausalLM(config).eval()
+    given = [{"input_ids": torch.randint(5, 99, (4, 9))}]
+    small = method.apply(model, given)
+    kept = "backbone.layers.0.mixer.dt_proj"
+    assert torch.equal(small.get_submodule(kept).weight, model.get_submodule(kept).weight)
+    assert has_codes(small)
+    with torch.no_grad():
+        assert small(**given[0]).logits.isfinite().all()
