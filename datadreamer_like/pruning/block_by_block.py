@@ -8,7 +8,7 @@ from collections.abc import Collection
 from torch import nn
 
 from datadreamer_like.compression import Batches, CompressionMethod
-from datadreamer_like.compression.calibration import Block, walk_blocks
+from datadreamer_like.compression.calibration import Block, walk_blocks, warn_of_unreached
 from datadreamer_like.compression.method import ONE_LAYER, already_quantized, why_shared
 from datadreamer_like.formats import mark_sparse
 from datadreamer_like.formats.modules import inner_linears, weight_of
@@ -32,10 +32,11 @@ class PrunesBlockByBlock(CompressionMethod):
     exclude: tuple[str, ...]
 
     @abstractmethod
-    def prune(self, block: Block, layers: dict[str, nn.Module], sparse: Collection[str]) -> None:
+    def prune(self, block: Block, layers: dict[str, nn.Module], sparse: Collection[str]) -> list[str]:
         """Sets weights of the block's layers, given by their names in the model, to zero, in place.
 
-        The zeros of those in `sparse`, which were pruned before, must stay.
+        The zeros of those in `sparse`, which were pruned before, must stay. Returns the layers that no calibration
+        token reached, which are pruned by magnitude.
         """
 
     def fits(self, model: nn.Module) -> str | None:
@@ -54,6 +55,8 @@ class PrunesBlockByBlock(CompressionMethod):
         """Prunes the blocks in order, in place."""
         chosen = inner_linears(model, self.exclude)
         sparse = {name.removesuffix(".weight") for name in sparse_names(model)}
+        unreached: list[str] = []
         for block in walk_blocks(model, calibration, self):
-            self.prune(block, block.own(chosen), sparse)
+            unreached += self.prune(block, block.own(chosen), sparse)
+        warn_of_unreached(self, unreached, "their weights are pruned by magnitude")
         mark_sparse(model, [f"{name}.weight" for name in chosen])

@@ -9,7 +9,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from datadreamer_like.compression.calibration import Block, warn_of_unreached
+from datadreamer_like.compression.calibration import Block
 from datadreamer_like.compression.hessian import check_damping, input_hessians, inverse_factor
 from datadreamer_like.compression.method import check_patterns
 from datadreamer_like.errors import DefinitionError
@@ -69,14 +69,14 @@ class SparseGPT(PrunesBlockByBlock):
         """Half of each layer."""
         return cls(sparsity=0.5)
 
-    def prune(self, block: Block, layers: dict[str, nn.Module], sparse: Collection[str]) -> None:
+    def prune(self, block: Block, layers: dict[str, nn.Module], sparse: Collection[str]) -> list[str]:
         """Measures every layer of the block, then prunes each."""
         hessians = input_hessians(block, layers)
         unreached = [name for name, hessian in hessians.items() if not hessian.any()]
-        warn_of_unreached(self, unreached, "their weights are pruned by magnitude")
         for name, layer in layers.items():
             weight = weight_of(layer)
             weight.copy_(self.pruned(weight, hessians.pop(name), weight == 0 if name in sparse else None))
+        return unreached
 
     def pruned(self, weight: Tensor, hessian: Tensor, zeros: Tensor | None = None) -> Tensor:
         """Returns the pruned and updated weight [out, in], fp32, for the Hessian of its inputs [in, in].

@@ -11,7 +11,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from datadreamer_like.compression.calibration import Block, check_measured, warn_of_unreached
+from datadreamer_like.compression.calibration import Block, check_measured
 from datadreamer_like.compression.method import check_patterns
 from datadreamer_like.formats.modules import weight_of
 from datadreamer_like.kernels import wanda_mask
@@ -55,11 +55,10 @@ class Wanda(PrunesBlockByBlock):
         """Half of each row."""
         return cls(sparsity=0.5)
 
-    def prune(self, block: Block, layers: dict[str, nn.Module], sparse: Collection[str]) -> None:
+    def prune(self, block: Block, layers: dict[str, nn.Module], sparse: Collection[str]) -> list[str]:
         """Measures every layer of the block, then prunes each."""
         squares = _sums_of_squares(block, layers)
         unreached = [name for name, total in squares.items() if not total.any()]
-        warn_of_unreached(self, unreached, "their weights are pruned by magnitude")
         for name, layer in layers.items():
             check_measured(squares[name], f'The inputs of "{name}"')
             if name in unreached:
@@ -67,6 +66,7 @@ class Wanda(PrunesBlockByBlock):
             weight = weight_of(layer)
             kept = wanda_mask(weight, squares[name].sqrt(), self.sparsity, pattern=self.pattern)
             weight.masked_fill_(~kept, 0.0)
+        return unreached
 
 
 def _sums_of_squares(block: Block, layers: dict[str, nn.Module]) -> dict[str, Tensor]:

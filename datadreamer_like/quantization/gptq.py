@@ -66,12 +66,12 @@ class GPTQ(GroupQuantization):
         """Quantizes the blocks in order, in place."""
         chosen = self.chosen(model)
         made: dict[str, UniformLinear] = {}
+        unreached: list[str] = []
         sparse = set(sparse_names(model))
         for block in walk_blocks(model, calibration, self):
             layers = block.own(chosen)
             hessians = input_hessians(block, layers)
-            unreached = [name for name, hessian in hessians.items() if not hessian.any()]
-            warn_of_unreached(self, unreached, "their weights are rounded to the nearest codes")
+            unreached += [name for name, hessian in hessians.items() if not hessian.any()]
             for name, layer in layers.items():
                 made[name] = self.empty(layer)
                 weight, pruned = weight_of(layer), None
@@ -79,6 +79,7 @@ class GPTQ(GroupQuantization):
                     pruned = weight == 0
                 made[name].set_quantized(*self.quantized(weight, hessians.pop(name), pruned))
             replace_modules(block.module, {block.path(name): made[name] for name in layers})
+        warn_of_unreached(self, unreached, "their weights are rounded to the nearest codes")
         self.record(model, made)
 
     def quantized(self, weight: Tensor, hessian: Tensor, pruned: Tensor | None = None) -> tuple[Tensor, Tensor]:
