@@ -191,7 +191,7 @@ def with_adapter(model: Any, adapter: HFSource, options: dict[str, Any]) -> Any:
 def loading(source: HFSource, *, weights: bool = False) -> Iterator[None]:
     """Silences transformers inside the block, and turns its errors into the package's.
 
-    With `weights`, a folder's weights and config are first compared with its card.
+    A folder's files are compared with its card: first with `weights`, else if they cannot be loaded.
 
     Raises:
         StorageError: A file is damaged, was changed after it was saved, or lacks weights.
@@ -210,6 +210,8 @@ def loading(source: HFSource, *, weights: bool = False) -> Iterator[None]:
     except (DataDreamerError, MemoryError):
         raise
     except Exception as error:
+        if source.folder is not None:
+            check_saved_files(source.folder)
         damage = None if source.folder is None else damage_of(source.folder)
         if damage is not None:
             raise StorageError(
