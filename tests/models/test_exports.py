@@ -159,6 +159,12 @@ def test_llama_cpp_and_transformers_read_one_gguf_file_alike(lm, kind, bound, tm
     assert len(LlamaCPP(str(folder)).run(["a small"], max_new_tokens=2)) == 1
 
 
+def test_a_gguf_file_is_not_published_as_a_folder(lm, tmp_path):
+    folder = lm.export("gguf", to=tmp_path / "gguf", texts=TEXTS)
+    with pytest.raises(MethodMisfit, match=r"model\.gguf is a single file.*hf upload OWNER/NAME"):
+        TrainedModel.load(folder).publish_to_hf_hub("me/student")
+
+
 def test_a_gguf_file_has_no_modules_of_an_embedder(lm, tmp_path):
     copy_modules(str(lm.export("gguf", to=tmp_path / "export", type="F16") / "model.gguf"), tmp_path / "other")
     assert not (tmp_path / "other").exists()

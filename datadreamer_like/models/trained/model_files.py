@@ -6,6 +6,7 @@ import datetime
 import json
 from pathlib import Path
 
+from datadreamer_like.errors import MethodMisfit
 from datadreamer_like.graph import Card
 from datadreamer_like.graph.card import CARD_NAME
 from datadreamer_like.storage.digests import check_states, file_digest, file_states
@@ -70,6 +71,20 @@ def check_saved_files(folder: Path) -> None:
         check_states(folder, saved_card(folder).get(_WEIGHTS) or {}, "it was saved", advice)
         check_config(folder, "when the model was saved", advice)
         check_export(folder)
+
+
+def check_publishable(path: Path) -> None:
+    """Checks that a model can be published: it is a folder, which is as it was saved; see `check_saved_files`.
+
+    Raises:
+        MethodMisfit: It is a single file, such as a GGUF file.
+    """
+    if path.is_file():
+        raise MethodMisfit(
+            f"{path} is a single file, and a model is published as a folder with its config and tokenizer. Upload the "
+            f"file itself: `hf upload OWNER/NAME {path}`; LlamaCPP loads a repository that holds one by its name."
+        )
+    check_saved_files(path)
 
 
 def damage_of(folder: Path) -> str | None:
