@@ -40,7 +40,7 @@ from datadreamer_like.errors import (
 from datadreamer_like.evaluation import sensitivity
 from datadreamer_like.formats.modules import block_linears
 from datadreamer_like.graph.fingerprint import fingerprint
-from datadreamer_like.models import Exported, LlamaCPP, TrainedModel
+from datadreamer_like.models import Exported, HFTransformers, LlamaCPP, SentenceTransformersEmbedder, TrainedModel
 from datadreamer_like.models.exports.logits import distance, logits_for_texts
 from datadreamer_like.models.exports.write import export_formats
 from datadreamer_like.models.llms.gguf import read_gguf_header
@@ -76,6 +76,18 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> TrainedModel:
         for parameter in model.parameters():
             parameter.mul_(3 if parameter.dim() == 2 else 1)
     return TrainedModel.save(model, tokenizer, tmp_path_factory.mktemp("classifier") / "model")
+
+
+@pytest.fixture(scope="module")
+def embedder(tmp_path_factory: pytest.TempPathFactory) -> TrainedModel:
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+
+    folder, tokenizer = tmp_path_factory.mktemp("embedder"), tiny_models.word_pieces(TEXTS)
+    tiny_models.save(tiny_models.bert(tokenizer, transformers.BertModel), tokenizer, folder / "encoder")
+    modules = [Transformer(str(folder / "encoder")), Pooling(32, pooling_mode="cls")]
+    SentenceTransformer(modules=modules, device="cpu").save(str(folder / "embedder"))
+    return TrainedModel.load(folder / "embedder")
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +157,12 @@ def test_llama_cpp_and_transformers_read_one_gguf_file_alike(lm, kind, bound, tm
     assert 0 < apart < 1.2 * report.distance < 3 * apart + 3e-3
     assert isinstance(TrainedModel.load(folder).model, transformers.LlamaForCausalLM)
     assert len(LlamaCPP(str(folder)).run(["a small"], max_new_tokens=2)) == 1
+
+
+def test_a_gguf_file_is_not_published_as_a_folder(lm, tmp_path):
+    folder = lm.export("gguf", to=tmp_path / "gguf", texts=TEXTS)
+    with pytest.raises(MethodMisfit, match=r"model\.gguf is a single file.*hf upload OWNER/NAME"):
+        TrainedModel.load(folder).publish_to_hf_hub("me/student")
 
 
 def test_a_gguf_file_has_no_modules_of_an_embedder(lm, tmp_path):
@@ -388,6 +406,20 @@ def test_quantized_graphs_are_smaller_and_near(classifier, graphs):
         assert np.isfinite(student.logits(TEXTS)).all()
 
 
+def test_every_layer_of_the_blocks_has_4_bits_in_such_a_graph_whatever_its_class(lm, tmp_path):
+    import onnx
+
+    config = transformers.GPT2Config(
+        vocab_size=lm.config.vocab_size, n_embd=32, n_layer=2, n_head=4, n_positions=64, num_labels=3, pad_token_id=2
+    )
+    model = tiny_models.made(transformers.GPT2ForSequenceClassification, config)
+    trained = TrainedModel.save(model, lm.tokenizer, tmp_path / "gpt2")
+    found = trained.export("onnx", to=tmp_path / "graph", precision="int4", texts=TEXTS)
+    kinds = [node.op_type for node in onnx.load(found / "model.onnx").graph.node]
+    assert kinds.count("MatMulNBits") >= 8  # four `Conv1D` in each block
+    assert "Gemm" not in kinds
+
+
 def test_a_graph_of_a_model_in_16_bits_is_compared_with_its_weights_and_not_with_its_rounding(classifier, tmp_path):
     halved = quantization.Cast("bfloat16").apply(classifier.model)
     student = TrainedModel.save(halved, classifier.tokenizer, tmp_path / "model")
@@ -505,17 +537,12 @@ def test_what_cannot_be_exported_is_refused_before_the_work(which, name, options
         assert trained.why_not_export(name, **options)
 
 
-def test_an_embedder_keeps_how_it_pools(tmp_path):
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
-
-    tokenizer = tiny_models.word_pieces(TEXTS)
-    tiny_models.save(tiny_models.bert(tokenizer, transformers.BertModel), tokenizer, tmp_path / "encoder")
-    modules = [Transformer(str(tmp_path / "encoder")), Pooling(32, pooling_mode="cls")]
-    SentenceTransformer(modules=modules, device="cpu").save(str(tmp_path / "embedder"))
-    folder = TrainedModel.load(tmp_path / "embedder").export("compressed-tensors", to=tmp_path / "export")
+def test_an_embedder_keeps_how_it_pools(embedder, tmp_path):
+    folder = embedder.export("compressed-tensors", to=tmp_path / "export")
     for file in ("modules.json", "1_Pooling/config.json"):
-        assert (folder / file).read_text() == (tmp_path / "embedder" / file).read_text()
+        assert (folder / file).read_text() == (Path(embedder.path) / file).read_text()
+    with pytest.raises(MethodMisfit, match=r"compressed-tensors, which sentence-transformers does not decode.*vLLM"):
+        SentenceTransformersEmbedder(str(folder)).run(["a small cat"])
 
 
 def test_an_export_does_not_replace_the_model_that_it_is_made_of(classifier, tmp_path):
@@ -609,6 +636,56 @@ def test_a_folder_that_was_changed_after_the_export_is_refused(graphs, lm, tmp_p
     (folder / "model.gguf").write_bytes((folder / "model.gguf").read_bytes()[:-100])
     with pytest.raises(StorageError, match=r"model.gguf was cut off"):
         TrainedModel.load(folder)
+
+
+def test_the_classes_that_run_an_export_refuse_it_after_a_change_too(lm, tmp_path):
+    gguf = lm.export("gguf", to=tmp_path / "gguf", texts=TEXTS)
+    coded = lm.export("compressed-tensors", to=tmp_path / "coded", texts=TEXTS)
+    for folder, name, run in (
+        (gguf, "model.gguf", lambda: LlamaCPP(str(gguf))),
+        (coded, "tokenizer.json", lambda: HFTransformers(str(coded)).model),
+        (coded, "tokenizer.json", lambda: TrainedModel(coded).model),
+    ):
+        run()
+        content = bytearray((folder / name).read_bytes())
+        content[len(content) // 2] ^= 1
+        (folder / name).write_bytes(content)
+        with pytest.raises(StorageError, match=rf"{name} was changed after"):
+            run()
+        content[len(content) // 2] ^= 1
+        (folder / name).write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["tokenizer.json", "tokenizer_config.json", "modules.json", "1_Pooling/config.json", "sentence_bert_config.json"],
+)
+@pytest.mark.parametrize("change", ["changed", "missing"])
+def test_a_saved_model_whose_texts_would_be_read_otherwise_is_refused(embedder, name, change, tmp_path):
+    folder = embedder.export(to=tmp_path / "copy")
+    SentenceTransformersEmbedder(str(folder)).run(["a small cat"])
+    file = folder / name
+    file.write_text(file.read_text() + " ")  # a change that JSON does not see; its place is as good as any other
+    if change == "missing":
+        file.unlink()
+    for run in (lambda: TrainedModel.load(folder).model, lambda: SentenceTransformersEmbedder(str(folder)).run(["a"])):
+        with pytest.raises(
+            StorageError, match=rf"{name} (was changed after|is missing since) it was saved.*card\.json"
+        ):
+            run()
+    (folder / "card.json").unlink()
+    if change == "changed":  # on purpose
+        SentenceTransformersEmbedder(str(folder)).run(["a small cat"])
+
+
+def test_a_graph_in_a_stages_result_is_compared_with_its_card(graphs, tmp_path):
+    folder = Path(shutil.copytree(graphs["fp32"], tmp_path / "result"))
+    (folder / "export.json").unlink()
+    content = bytearray((folder / "model.onnx").read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / "model.onnx").write_bytes(content)
+    with pytest.raises(StorageError, match=r"model\.onnx was changed after it was saved.*card\.json"):
+        TrainedModel.load(folder, runtime="onnx").predict(["a small cat"])
 
 
 @pytest.mark.parametrize(

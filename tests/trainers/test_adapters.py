@@ -11,6 +11,7 @@ import torch
 from peft import LoraConfig, PromptTuningConfig, TaskType
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
+from datadreamer_like import quantization
 from datadreamer_like.errors import DefinitionError, MethodMisfit, UnknownModel
 from datadreamer_like.models import HFTransformers
 from datadreamer_like.trainers import TrainHFFineTune
@@ -73,6 +74,22 @@ def test_logits_are_the_same_in_training_merged_and_after_loading(case, tmp_path
         assert (scored - tiny_models.build(family)(**inputs).logits).abs().max() > 0.05  # the adapter does something
         torch.testing.assert_close(small(**inputs).logits, scored, atol=1e-6, rtol=1e-6)
         torch.testing.assert_close(loaded(**inputs).logits, scored, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("targets", ["c_attn", r".*\.attn\.c_proj"], ids=["wide", "square"])
+@pytest.mark.parametrize(
+    "method",
+    [quantization.NF4(), quantization.GOBO(3), quantization.AbsMax(4, granularity=16), quantization.Binary()],
+    ids=lambda method: type(method).__name__,
+)
+def test_an_adapter_on_codes_of_a_conv1d_is_merged_as_it_was_trained(method, targets):
+    model = method.apply(tiny_models.build("gpt2"))
+    inputs = {name: value for name, value in tiny_models.batches(model)[0].items() if name != "labels"}
+    targeted = targets if targets.startswith(".") else [targets]
+    adapted = with_adapter(model, LoraConfig(r=4, target_modules=targeted, init_lora_weights=False), None).eval()
+    with torch.no_grad():
+        trained = adapted(**inputs).logits
+        torch.testing.assert_close(merged(adapted).eval()(**inputs).logits, trained, atol=1e-3, rtol=1e-3)
 
 
 def test_warnings_of_peft_about_other_things_than_shared_weights_are_shown():

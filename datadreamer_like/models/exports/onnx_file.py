@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from datadreamer_like.distillation.tokens import batch_of
 from datadreamer_like.errors import DefinitionError, MethodMisfit
@@ -77,6 +78,7 @@ class ONNX(ExportFormat):
         """Writes the graph, then quantizes it."""
         model = copy.deepcopy(model).float().cpu().eval()
         forget_gguf(model)
+        _as_linear(model)
         # Its mask is added; that of the fused attention is a cascade of checks on each score, which runs slower.
         model.set_attn_implementation("eager")
         model.config.save_pretrained(folder)
@@ -109,6 +111,16 @@ class _Outputs(nn.Module):
         found = self.model(**dict(zip(self.names, tensors, strict=True)))
         result: Tensor = found.logits if "logits" in found else found.last_hidden_state
         return result
+
+
+def _as_linear(model: nn.Module) -> None:
+    """Replaces each `Conv1D`, in a graph another operation than a matrix product, of which none is coded in 4 bits."""
+    for name, module in [*model.named_modules()]:
+        if isinstance(module, Conv1D):
+            rows, columns = module.weight.shape
+            linear = nn.Linear(rows, columns, device="meta")
+            linear.weight, linear.bias = nn.Parameter(module.weight.detach().T.contiguous()), module.bias
+            model.set_submodule(name, linear)
 
 
 def _inputs(tokenizer: Any) -> dict[str, Tensor]:

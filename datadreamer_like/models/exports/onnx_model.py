@@ -12,6 +12,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from datadreamer_like.errors import StorageError, require_extra
 
+from ..trained.model_files import check_saved_files
 from .report import EXPORT_NAME, ONNX_NAME, OUTPUT, Exported
 
 SLOWER = ["SkipLayerNormFusion"]
@@ -26,7 +27,7 @@ class OnnxModel(nn.Module):
 
     Raises:
         MissingExtra: onnxruntime is not installed.
-        StorageError: The file is damaged.
+        StorageError: The file is damaged, or another one in the folder was changed after it was saved.
     """
 
     only_logits = True
@@ -35,6 +36,7 @@ class OnnxModel(nn.Module):
     def __init__(self, folder: str | Path) -> None:
         super().__init__()
         require_extra("export", "onnxruntime", what="Running a model on ONNX Runtime")
+        check_saved_files(Path(folder))
         self.path = Path(folder) / ONNX_NAME
         self.config = AutoConfig.from_pretrained(folder)
         self.stated_parameters = _parameters(Path(folder))

@@ -15,6 +15,7 @@ from typing import Any
 from datadreamer_like.errors import DefinitionError, PromptTooLong, require_extra
 from datadreamer_like.storage.digests import file_digest
 
+from ..exports.report import check_export
 from ..known_options import options_of_run, refuse_unknown
 from .answer_text import AnswerText, answer_of, answer_text
 from .chat_template import AUTO, Auto, checked, given_text, is_text_template, plain_prompt
@@ -62,6 +63,7 @@ class LlamaCPP(LLM):
     Raises:
         MissingExtra, UnknownModel: xllamacpp is not installed; there is no such file, folder or repository.
         DataError: The file is not a GGUF file, is truncated, or has an unknown version.
+        StorageError: The folder is an export, and was changed after it.
         DefinitionError: An option is unknown or out of its range, or there are several files to choose from.
         HubError: The Hub cannot be reached, and the file is not in its cache.
 
@@ -111,6 +113,7 @@ class LlamaCPP(LLM):
         self.chat_prompt_template = checked("chat_prompt_template", chat_prompt_template)
         self.system_prompt = given_text(checked("system_prompt", system_prompt))
         self.path, repo_id = find_gguf(self.model_name, model_file, revision)
+        check_export(self.path.parent)
         self.header = self._source = read_gguf_header(self.path)
         if repo_id is not None:
             self.header["general.source.url"] = f"https://huggingface.co/{repo_id}"

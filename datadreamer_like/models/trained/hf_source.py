@@ -191,7 +191,7 @@ def with_adapter(model: Any, adapter: HFSource, options: dict[str, Any]) -> Any:
 def loading(source: HFSource, *, weights: bool = False) -> Iterator[None]:
     """Silences transformers inside the block, and turns its errors into the package's.
 
-    With `weights`, a folder's weights and config are first compared with its card.
+    A folder's files are compared with its card: first with `weights`, else if they cannot be loaded.
 
     Raises:
         StorageError: A file is damaged, was changed after it was saved, or lacks weights.
@@ -210,8 +210,7 @@ def loading(source: HFSource, *, weights: bool = False) -> Iterator[None]:
     except (DataDreamerError, MemoryError):
         raise
     except Exception as error:
-        damage = None if source.folder is None else damage_of(source.folder)
-        if damage is not None:
+        if (damage := _damage(source.folder)) is not None:
             raise StorageError(
                 f"{damage}. Make the model again, or restore the file: a finished run of a script makes again what it "
                 "finds damaged."
@@ -254,6 +253,14 @@ def forget_gguf(model: Any) -> None:
     for holder, name in ((model, "quantization_method"), (model.config, "quantization_config")):
         if hasattr(holder, name):
             delattr(holder, name)
+
+
+def _damage(folder: Path | None) -> str | None:
+    """Returns which file cannot be read; raises `StorageError` for one that was changed after it was saved."""
+    if folder is None:
+        return None
+    check_saved_files(folder)
+    return damage_of(folder)
 
 
 def _fault(source: HFSource, error: Exception) -> DataDreamerError | None:

@@ -6,16 +6,22 @@ import datetime
 import json
 from pathlib import Path
 
+from datadreamer_like.errors import MethodMisfit
 from datadreamer_like.graph import Card
 from datadreamer_like.graph.card import CARD_NAME
 from datadreamer_like.storage.digests import check_states, file_digest, file_states
 from datadreamer_like.storage.folders import explained
 
-from ..exports.report import EXPORT_NAME
+from ..exports.report import EXPORT_NAME, check_export
 from .saved_config import CONFIG, CONFIG_NAME, check_config, config_values, saved_card
 
 _WEIGHTS = "weights"
-"""Key of the weights' digests in a card's file."""
+"""Key of the digests in a card's file: of the weights, and of what decides how texts are read."""
+_DECIDE = (
+    "*.safetensors", "*.onnx", "*.gguf", "tokenizer.json", "tokenizer_config.json", "vocab.*", "merges.txt", "*.model",
+    "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json", "*/config.json",
+)  # fmt: skip
+"""Files whose content decides answers: weights, the tokenizer, and how an embedder pools."""
 
 
 def model_files(folder: Path) -> list[Path]:
@@ -43,13 +49,15 @@ def read_card(folder: Path) -> Card | None:
 def write_card(folder: Path, card: Card) -> None:
     """Writes a card with its lineage into a model's folder, and what `check_saved_files` compares."""
     card.created = card.created or datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    weights = file_states(folder, folder.rglob("*.safetensors"))
-    content = {**card.to_json(), _WEIGHTS: weights, CONFIG: config_values(folder)}
+    files = {file for pattern in _DECIDE for file in folder.rglob(pattern) if file != folder / CONFIG_NAME}
+    content = {**card.to_json(), _WEIGHTS: file_states(folder, files), CONFIG: config_values(folder)}
     (folder / CARD_NAME).write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
 
 
 def check_saved_files(folder: Path) -> None:
-    """Checks that weights and config in a model's folder are those that its card was written for, if it has one.
+    """Checks that a model's folder is as its card was written for it, if it has one, or the report of an export.
+
+    Compared are weights, the tokenizer's files, those of an embedder's modules, and the values of `config.json`.
 
     Raises:
         StorageError: A file is missing, cut off, changed, or not readable for this user; or a value of `config.json` is
@@ -62,6 +70,21 @@ def check_saved_files(folder: Path) -> None:
     with explained("Reading a model", folder):
         check_states(folder, saved_card(folder).get(_WEIGHTS) or {}, "it was saved", advice)
         check_config(folder, "when the model was saved", advice)
+        check_export(folder)
+
+
+def check_publishable(path: Path) -> None:
+    """Checks that a model can be published: it is a folder, which is as it was saved; see `check_saved_files`.
+
+    Raises:
+        MethodMisfit: It is a single file, such as a GGUF file.
+    """
+    if path.is_file():
+        raise MethodMisfit(
+            f"{path} is a single file, and a model is published as a folder with its config and tokenizer. Upload the "
+            f"file itself: `hf upload OWNER/NAME {path}`; LlamaCPP loads a repository that holds one by its name."
+        )
+    check_saved_files(path)
 
 
 def damage_of(folder: Path) -> str | None:

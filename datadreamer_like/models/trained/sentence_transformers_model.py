@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from inspect import signature
 from typing import Any
 
-from datadreamer_like.errors import DefinitionError
+from datadreamer_like.errors import DefinitionError, MethodMisfit
 
 from ..known_options import options_of_run, refuse_unknown, refuse_unknown_loading
 from ..model import Model, check_spelling, checked_device, free_memory
@@ -69,7 +69,13 @@ class SentenceTransformersModel(Model):
             options["model_kwargs"] = {"dtype": self.dtype, **options.get("model_kwargs", {})}
         options["device"] = None if self.device is None else str(checked_device(self.device))
         with loading(self._source, weights=True):
-            return kind(self._source.name, trust_remote_code=self.trust_remote_code, **options).eval()
+            model = kind(self._source.name, trust_remote_code=self.trust_remote_code, **options).eval()
+        if any(_is_coded(module) for module in model.modules()):
+            raise MethodMisfit(
+                f"{self._source.name} has weights in compressed-tensors, which sentence-transformers does not decode. "
+                'Serve it with vLLM, or export the model as "safetensors".'
+            )
+        return model
 
     def identity(self) -> dict[str, Any]:
         """Returns the model's content or name, and all options that determine a result."""
@@ -86,3 +92,9 @@ class SentenceTransformersModel(Model):
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "model"}
+
+
+def _is_coded(module: Any) -> bool:
+    saved = getattr(getattr(module, "config", None), "quantization_config", None)
+    method = saved.get("quant_method") if isinstance(saved, Mapping) else getattr(saved, "quant_method", None)
+    return str(getattr(method, "value", method)) == "compressed-tensors"

@@ -19,7 +19,7 @@ from ..quiet import quiet
 from .confidence import CONFIDENCE_NAME, Confidence
 from .hf_source import forget_gguf, hf_source, loading, local_folder
 from .model_facts import Task, count_parameters, dtype_name, head_options, imports_of, task_of
-from .model_files import check_saved_files, files_identity, model_files, model_folder, read_card, write_card
+from .model_files import check_publishable, files_identity, model_files, model_folder, read_card, write_card
 from .predictions import (
     Answers,
     Predictions,
@@ -371,7 +371,7 @@ class TrainedModel:
         """Publishes the model with a generated card, and returns its URL; see `hub.publish_model`."""
         from datadreamer_like.hub import publish_model
 
-        check_saved_files(Path(self.path))
+        check_publishable(Path(self.path))
         # The saved card may name files of this machine; the published one is made from it.
         ignore = [*kwargs.pop("ignore", ()), CARD_NAME, EXPORT_NAME]
         loading = {"task": self.task, "imports": imports_of(self.config), "options": head_options(self.config)}

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.base import get_keys_to_not_convert
 
 from datadreamer_like.errors import DefinitionError, HubError, MethodMisfit
@@ -146,6 +147,10 @@ def merged(adapted: Any, saved: Path | None = None) -> Any:
     in which it was `saved`, if bitsandbytes quantized the model.
     """
     dequantize(adapted)
+    for module in adapted.modules():
+        # Their codes were a linear layer, by which peft took the weight for [out, in].
+        if isinstance(getattr(module, "base_layer", None), Conv1D) and hasattr(module, "fan_in_fan_out"):
+            module.fan_in_fan_out = True
     with _quiet_peft():
         # A model of transformers may be inside another one, as in embedders.
         parts = [each for each in adapted.get_base_model().modules() if hasattr(each, "hf_quantizer")]
