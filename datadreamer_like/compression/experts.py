@@ -1,4 +1,4 @@
-"""Taking mixtures of experts apart for methods that change linear layers one by one, and putting them together."""
+"""Taking mixtures of experts apart for methods that change linear layers one by one; see `formats.put_together`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 from torch import nn
 
 from datadreamer_like.formats import add_layout, layouts
-from datadreamer_like.formats.experts import SingleExperts, fuse_experts, has_experts, split_experts
+from datadreamer_like.formats.experts import SingleExperts, has_experts, split_experts
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -30,8 +30,3 @@ def take_apart(model: nn.Module, exclude: Sequence[str] = ()) -> None:
     """Gives experts layers of their own, in place, but for those that a pattern in `exclude` names."""
     if names := split_experts(model, layouts(model), exclude):
         add_layout(model, {"kind": SingleExperts.name, "modules": names})
-
-
-def put_together(model: nn.Module) -> None:
-    """Undoes `take_apart`, in place, for experts whose layers are all plain."""
-    fuse_experts(model, layouts(model))

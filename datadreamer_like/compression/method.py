@@ -13,13 +13,13 @@ import torch
 from torch import nn
 
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, MethodMisfit
-from datadreamer_like.formats import foreign
+from datadreamer_like.formats import foreign, put_together
 from datadreamer_like.formats.modules import stacked_experts
 from datadreamer_like.formats.quantizer import has_codes
 from datadreamer_like.formats.sparse import sparse_names
 
 from .calibration import Batches, Corpus
-from .experts import as_layers, put_together, take_apart
+from .experts import as_layers, take_apart
 from .zeros import refilled
 
 ModelT = TypeVar("ModelT", bound=nn.Module)

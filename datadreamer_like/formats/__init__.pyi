@@ -8,6 +8,7 @@ from .quantizer import dequantize as dequantize
 from .quantizer import foreign as foreign
 from .quantizer import layouts as layouts
 from .quantizer import load as load
+from .quantizer import put_together as put_together
 from .quantizer import rename_modules as rename_modules
 from .quantizer import stored_bytes as stored_bytes
 from .sparse import mark_sparse as mark_sparse

@@ -270,6 +270,13 @@ def untrainable(model: nn.Module, adapters: bool = False) -> str | None:
     return f"the weights of this {type(model).__name__} are quantized ({', '.join(frozen)}), so {what}."
 
 
+def put_together(model: nn.Module) -> None:
+    """Gives experts whose layers are all plain single tensors again, in place, also in models that are inside."""
+    for part in list(model.modules()):
+        if isinstance(part, transformers.PreTrainedModel) or _PLAIN_MODULE in vars(part):
+            fuse_experts(part, layouts(part))
+
+
 def dequantize(model: nn.Module) -> None:
     """Replaces quantized layers by dequantized ones in place; adapters on them can be merged afterwards."""
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
@@ -282,7 +289,7 @@ def dequantize(model: nn.Module) -> None:
     replace_modules(model, plain)
     entries = layouts(model)
     entries[:] = [entry for entry in entries if kind_of(entry).trainable]
-    fuse_experts(model, entries)
+    put_together(model)
     for module in model.modules():
         if isinstance(quantizer := vars(module).get("hf_quantizer"), LayoutQuantizer):
             attach(module, quantizer)

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import tiny_models
 import torch
@@ -45,6 +46,7 @@ from datadreamer_like.quantization import (
     Mixed,
     ZeroPoint,
 )
+from datadreamer_like.trainers.training.adapters import merged
 
 SIZES = {**tiny_models.SIZES, "num_hidden_layers": 2, "num_key_value_heads": 2, "pad_token_id": 0}
 FAMILIES: dict[str, Any] = {
@@ -347,3 +349,23 @@ def test_formats_that_code_layers_refuse_them_before_the_work(tmp_path: Path):
         with pytest.raises(MethodMisfit, match='as "safetensors"'):
             student.export(name, to=tmp_path / "export", **options)
     assert not (tmp_path / "export").exists()
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft's
+@pytest.mark.parametrize("targets", [["q_proj"], ["q_proj", "up", "down"]], ids=["attention", "experts too"])
+@pytest.mark.parametrize("family", ["mixtral", "gpt-oss"])
+def test_an_adapter_on_a_quantized_mixture_is_merged_into_single_tensors(family: str, targets: list[str]):
+    model = build(family)
+    small = NF4().apply(model)
+    adapted: Any = peft.get_peft_model(small, peft.LoraConfig(target_modules=targets))
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1)
+    batch = tiny_models.batches(model, count=1)[0]
+    expected = tiny_models.logits(adapted, batch)
+    whole = merged(adapted)
+    assert whole.state_dict().keys() == model.state_dict().keys()
+    assert layouts(whole) == []
+    near(tiny_models.logits(whole, batch), expected)

@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.base import get_keys_to_not_convert
 
 from datadreamer_like.errors import DefinitionError, HubError, MethodMisfit
-from datadreamer_like.formats import dequantize
+from datadreamer_like.formats import dequantize, put_together
 from datadreamer_like.models.trained.hf_source import ADAPTER_FOLDER, HOW_FETCHED
 from datadreamer_like.models.trained.model_facts import dtype_name, head_options
 from datadreamer_like.storage.folders import system_errors
@@ -163,6 +163,7 @@ def merged(adapted: Any, saved: Path | None = None) -> Any:
                 each.dequantize(torch.float32)
             adapted = PeftModel.from_pretrained(base, str(saved))
         model: Any = adapted.merge_and_unload()
+    put_together(model)
     tied = dict(getattr(model, "all_tied_weights_keys", None) or {})
     if not all(_same(model, *pair) for pair in tied.items()):
         for config in _configs(model.config):

@@ -7,7 +7,8 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from datadreamer_like.compression import CompressesWhileTraining
-from datadreamer_like.compression.experts import put_together, take_apart
+from datadreamer_like.compression.experts import take_apart
+from datadreamer_like.formats import put_together
 from datadreamer_like.graph import current_usage
 from datadreamer_like.graph.threads import interrupt_check
 from datadreamer_like.pruning import masks, reapply
