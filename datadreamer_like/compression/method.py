@@ -142,7 +142,7 @@ class CompressionMethod(ABC):
             self.change(small, data)
         self.warn_of_refilled(model, small)
         put_together(small)
-        self.warn_of_experts(small)
+        self.warn_of_left(small)
         return small if tokenizer is None else (small, tokenizer)
 
     def warn_of_refilled(self, before: nn.Module, after: nn.Module) -> None:
@@ -160,8 +160,8 @@ class CompressionMethod(ABC):
                 f"{zeros:,}",
             )
 
-    def warn_of_experts(self, after: nn.Module) -> None:
-        """Warns if a method of layers has left experts as they were, in tensors that cannot be taken apart."""
+    def warn_of_left(self, after: nn.Module) -> None:
+        """Warns if a method of layers has left layers as they were, in tensors that cannot be taken apart."""
         if not self.layer_by_layer:
             return
         found, sparse = stacked_experts(after, getattr(self, "exclude", ())), set(sparse_names(after))
@@ -169,8 +169,8 @@ class CompressionMethod(ABC):
         if not left:
             return
         logging.getLogger("datadreamer_like").warning(
-            '%s leaves %s weights of experts as they are: "%s" and %d other tensors hold those of several layers each, '
-            "in a form that is not known here. Magnitude and Cast change them too.",
+            '%s leaves %s weights as they are: "%s" and %d other tensors hold those of several layers each (experts, '
+            "or heads), in a form that is not known here. Magnitude and Cast change them too.",
             self,
             f"{sum(tensor.numel() for tensor in left.values()):,}",
             next(iter(left)),

@@ -244,7 +244,7 @@ def inner_linears(model: nn.Module, exclude: Sequence[str] = ()) -> dict[str, nn
 
 
 def stacked_experts(model: nn.Module, exclude: Sequence[str] = ()) -> dict[str, Tensor]:
-    """Finds the tensors inside the blocks that hold the weights of several layers, those of experts, by name.
+    """Finds the tensors inside the blocks that hold the weights of several layers, such as experts, by name.
 
     Those in modules that a pattern in `exclude` matches are left out.
     """

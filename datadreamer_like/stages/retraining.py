@@ -129,7 +129,7 @@ class RetrainedCompression(Compression):
         trainer.train(**options)
         if self._while_training:
             self.method.warn_of_refilled(start.model, trainer.model)
-            self.method.warn_of_experts(trainer.model)
+            self.method.warn_of_left(trainer.model)
             start.unload_model()
         self.card.metrics.update(trainer.metrics)
         self.card.citations += [text for text in trainer.card.citations if text not in self.card.citations]
