@@ -80,20 +80,30 @@ def train_on_batches(
     optimizer = torch.optim.AdamW(trainable, learning_rate, weight_decay=0.0)
     steps = epochs * len(batches)
     for step in range(1, steps + 1):
-        found = loss(model, batches[(step - 1) % len(batches)])
+        try:
+            found = loss(model, batches[(step - 1) % len(batches)])
+        except DefinitionError as error:
+            if step == 1:
+                raise
+            # The last step made weights so large that no scale holds them.
+            raise _diverged(method, step, steps, str(error), learning_rate) from error
         found.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         reapply(model, kept)
         optimizer.zero_grad()
         if not found.isfinite() or why_not_finite(model.named_parameters()):
-            raise MethodMisfit(
-                f"The training of {method} diverged in step {step} of {steps}: the loss was "
-                f"{float(found.detach()):.3g}, and the weights then held infinities or NaN. Lower learning_rate, which "
-                f"was {learning_rate:g}."
-            )
+            said = f"the loss was {float(found.detach()):.3g}, and the weights then held infinities or NaN."
+            raise _diverged(method, step, steps, said, learning_rate)
         method.after_step(model, step, steps)
     method.end(model)
     model.train(training)
+
+
+def _diverged(method: object, step: int, steps: int, said: str, learning_rate: float) -> MethodMisfit:
+    return MethodMisfit(
+        f"The training of {method} diverged in step {step} of {steps}: {said} Lower learning_rate, which was "
+        f"{learning_rate:g}."
+    )
 
 
 class _Before(NamedTuple):

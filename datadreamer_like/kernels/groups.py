@@ -35,8 +35,8 @@ def group_scales(w: Tensor, bits: int, group_size: int) -> Tensor:
     scales = groups.abs().amax(-1).div_(2 ** (bits - 1) - 0.5).clamp_(min=_SMALLEST).half()
     if scales.isinf().any() and w.isfinite().all():
         raise DefinitionError(
-            f"The largest weight is {float(w.abs().max()):.3g}, and the scales of groups are fp16, up to 65,504. Scale "
-            'the weights down, or use a granularity of fp32 scales, as AbsMax(granularity="row").'
+            f"The largest weight is {float(w.detach().abs().max()):.3g}, and the scales of groups are fp16, to 65,504. "
+            'Scale the weights down, or use a granularity of fp32 scales, as AbsMax(granularity="row").'
         )
     return scales
 
