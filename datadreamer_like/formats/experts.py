@@ -103,8 +103,12 @@ def fuse_experts(model: nn.Module, entries: list[Entry]) -> None:
         for name, module in model.named_modules()
         if isinstance(module, SplitExperts) and all(type(layer) is nn.Linear for layer in _layers(module))
     }
-    for name, module in found.items():
-        model.set_submodule(name, _fused(module))
+    split = [name for entry in entries if entry["kind"] == SingleExperts.name for name in entry["modules"]]
+    for place, module in list(found.items()):
+        model.set_submodule(place, _fused(module))
+        # In a layout its name is that in the model of transformers, which may be inside another one.
+        name = next((each for each in split if f".{place}".endswith(f".{each}")), place)
+        found[name] = found.pop(place)
         for modules in _sparse(entries):
             for inner in [each for each in modules if each.startswith(f"{name}.")]:
                 del modules[inner]

@@ -16,8 +16,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.base import get_keys_to_not_convert
 
+from datadreamer_like.compression.experts import put_together
 from datadreamer_like.errors import DefinitionError, HubError, MethodMisfit
 from datadreamer_like.formats import dequantize
 from datadreamer_like.models.trained.hf_source import ADAPTER_FOLDER, HOW_FETCHED
@@ -130,6 +132,7 @@ def saved_and_merged(adapted: Any, tokenizer: Any, folder: Path, base: str) -> A
         adapted.save_pretrained(str(folder))
         tokenizer.save_pretrained(str(folder))
     model = merged(adapted, folder)
+    put_together(model)
     for name, part in model.named_modules():
         if isinstance(part, PreTrainedModel):
             if name:
@@ -146,6 +149,8 @@ def merged(adapted: Any, saved: Path | None = None) -> Any:
     in which it was `saved`, if bitsandbytes quantized the model.
     """
     dequantize(adapted)
+    for layer in filter(is_adapted, adapted.modules()):  # codes were those of an `nn.Linear`
+        layer.fan_in_fan_out = isinstance(getattr(layer, "base_layer", None), Conv1D)
     with _quiet_peft():
         # A model of transformers may be inside another one, as in embedders.
         parts = [each for each in adapted.get_base_model().modules() if hasattr(each, "hf_quantizer")]
@@ -303,14 +308,14 @@ def adapted_ties(adapted: Any) -> list[str]:
     shared = {name.rpartition(".")[0] for pair in tied.items() for name in pair}
     prefix = "base_model.model."
     names = {name.removeprefix(prefix): module for name, module in adapted.named_modules()}
-    return sorted(name for name in shared if _is_adapted(names.get(name)))
+    return sorted(name for name in shared if is_adapted(names.get(name)))
 
 
 def shared_weights(adapted: Any) -> dict[int, list[str]]:
     """Returns the names of weights in adapted modules that modules outside them share, by the weights' ids."""
     owners: dict[int, set[str]] = {}
     inside: dict[int, list[str]] = {}
-    wrappers = [name for name, module in adapted.named_modules() if _is_adapted(module)]
+    wrappers = [name for name, module in adapted.named_modules() if is_adapted(module)]
     for name, parameter in adapted.named_parameters(remove_duplicate=False):
         wrapper = next((each for each in wrappers if name.startswith(f"{each}.")), None)
         owners.setdefault(id(parameter), set()).add(wrapper or name)
@@ -327,7 +332,8 @@ def _give_own(model: Any, name: str) -> None:
     setattr(module, attribute, nn.Parameter(weight.detach().clone(), requires_grad=weight.requires_grad))
 
 
-def _is_adapted(module: Any) -> bool:
+def is_adapted(module: Any) -> bool:
+    """Whether a module has an adapter, or is trained whole next to one."""
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
 
@@ -366,6 +372,7 @@ def _quiet_peft() -> Iterator[None]:
         # peft reads a transformers property by its deprecated name, and warns of shared weights, which are kept right.
         warnings.simplefilter("ignore", FutureWarning)
         warnings.filterwarnings("ignore", _SHARED_WEIGHTS, UserWarning)
+        warnings.filterwarnings("ignore", r"The following (rank|alpha)_pattern keys .*gate_up_proj", RuntimeWarning)
         yield
 
 
