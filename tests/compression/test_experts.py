@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from datadreamer_like.compression.experts import as_layers
 from datadreamer_like.errors import MethodMisfit, StorageError
 from datadreamer_like.evaluation import sensitivity
-from datadreamer_like.formats import dequantize, layouts, load
+from datadreamer_like.formats import dequantize, layouts, load, put_together
 from datadreamer_like.formats.experts import SplitExperts
 from datadreamer_like.kernels import (
     absmax_dequantize,
@@ -366,6 +366,7 @@ def test_an_adapter_on_a_quantized_mixture_is_merged_into_single_tensors(family:
     batch = tiny_models.batches(model, count=1)[0]
     expected = tiny_models.logits(adapted, batch)
     whole = merged(adapted)
+    put_together(whole)
     assert whole.state_dict().keys() == model.state_dict().keys()
     assert layouts(whole) == []
     near(tiny_models.logits(whole, batch), expected)

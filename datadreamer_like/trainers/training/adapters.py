@@ -131,6 +131,7 @@ def saved_and_merged(adapted: Any, tokenizer: Any, folder: Path, base: str) -> A
         adapted.save_pretrained(str(folder))
         tokenizer.save_pretrained(str(folder))
     model = merged(adapted, folder)
+    put_together(model)
     for name, part in model.named_modules():
         if isinstance(part, PreTrainedModel):
             if name:
@@ -163,7 +164,6 @@ def merged(adapted: Any, saved: Path | None = None) -> Any:
                 each.dequantize(torch.float32)
             adapted = PeftModel.from_pretrained(base, str(saved))
         model: Any = adapted.merge_and_unload()
-    put_together(model)
     tied = dict(getattr(model, "all_tied_weights_keys", None) or {})
     if not all(_same(model, *pair) for pair in tied.items()):
         for config in _configs(model.config):
@@ -309,14 +309,14 @@ def adapted_ties(adapted: Any) -> list[str]:
     shared = {name.rpartition(".")[0] for pair in tied.items() for name in pair}
     prefix = "base_model.model."
     names = {name.removeprefix(prefix): module for name, module in adapted.named_modules()}
-    return sorted(name for name in shared if _is_adapted(names.get(name)))
+    return sorted(name for name in shared if is_adapted(names.get(name)))
 
 
 def shared_weights(adapted: Any) -> dict[int, list[str]]:
     """Returns the names of weights in adapted modules that modules outside them share, by the weights' ids."""
     owners: dict[int, set[str]] = {}
     inside: dict[int, list[str]] = {}
-    wrappers = [name for name, module in adapted.named_modules() if _is_adapted(module)]
+    wrappers = [name for name, module in adapted.named_modules() if is_adapted(module)]
     for name, parameter in adapted.named_parameters(remove_duplicate=False):
         wrapper = next((each for each in wrappers if name.startswith(f"{each}.")), None)
         owners.setdefault(id(parameter), set()).add(wrapper or name)
@@ -333,7 +333,8 @@ def _give_own(model: Any, name: str) -> None:
     setattr(module, attribute, nn.Parameter(weight.detach().clone(), requires_grad=weight.requires_grad))
 
 
-def _is_adapted(module: Any) -> bool:
+def is_adapted(module: Any) -> bool:
+    """Whether a module has an adapter, or is trained whole next to one."""
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
 
@@ -372,6 +373,7 @@ def _quiet_peft() -> Iterator[None]:
         # peft reads a transformers property by its deprecated name, and warns of shared weights, which are kept right.
         warnings.simplefilter("ignore", FutureWarning)
         warnings.filterwarnings("ignore", _SHARED_WEIGHTS, UserWarning)
+        warnings.filterwarnings("ignore", r"The following (rank|alpha)_pattern keys .*gate_up_proj", RuntimeWarning)
         yield
 
 

@@ -246,7 +246,7 @@ class HFTrainer(Trainer):
                 model = self._with_adapter(model, task, examples["train"])
             run = Run(
                 model, task, examples["train"], examples["validation"], training, self.scratch, device,
-                training.autocast(self.dtype), minimised, teaching.answers, modules, teaching.factored,
+                training.autocast(self.dtype), minimised, teaching.answers, modules, teaching.factored, kept,
             )  # fmt: skip
             fitted = self.fit(run)
             if self.peft_config is not None:

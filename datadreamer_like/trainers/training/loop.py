@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -35,6 +35,7 @@ from .curves import points
 from .finite import check_weights, diverged
 from .noise import noise_in_all_embeddings
 from .options import Training
+from .pruned_adapters import as_saved
 from .seeds import forked_torch
 from .teaching import TeacherAnswers
 
@@ -57,6 +58,7 @@ class Run:
         teachers: The teacher's answers for "train" and for "validation".
         modules: The objective's own modules, trained along with the model.
         factored: The objective takes the student's factors with what the teacher gives.
+        kept: The masks of the model's pruned weights, without an adapter.
     """
 
     model: Any
@@ -71,6 +73,7 @@ class Run:
     teachers: Mapping[str, TeacherAnswers]
     modules: nn.Module | None
     factored: bool = False
+    kept: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 class Fit(NamedTuple):
@@ -247,13 +250,13 @@ class LoopOverExamples(transformers.Trainer):
         model: Any = self.model
         model.eval()
         losses, sizes = [], []
-        with torch.no_grad():
+        with torch.no_grad(), as_saved(model, self.run.kept):
             for inputs in self.get_eval_dataloader():
                 sizes.append(self.counted(inputs))
                 batch = self._prepare_inputs(inputs)
                 with self.compute_loss_context_manager():
                     losses.append(float(self.validation_loss(model, batch)))
-        found = {"loss": self.mean_loss(losses, sizes), **self.validation_figures(sizes)}
+            found = {"loss": self.mean_loss(losses, sizes), **self.validation_figures(sizes)}
         metrics = {f"{metric_key_prefix}_{name}": float(value) for name, value in found.items()}
         chosen_by = f"{metric_key_prefix}_{str(self.args.metric_for_best_model).removeprefix('eval_')}"
         if chosen_by not in metrics:

@@ -34,6 +34,7 @@ from datadreamer_like.kernels import (
 )
 
 from .loop import ObjectiveLoop, Run
+from .pruned_adapters import as_saved
 from .rewards import Reward
 
 
@@ -248,7 +249,7 @@ class PolicyLoop(ObjectiveLoop):
         scores: list[Tensor] = []
         kls: list[float] = []
         devices = [self.run.device] if self.run.device.type == "cuda" else []
-        with torch.no_grad(), torch.random.fork_rng(devices), eval_mode(model):
+        with torch.no_grad(), torch.random.fork_rng(devices), eval_mode(model), as_saved(model, self.run.kept):
             torch.manual_seed(self.args.seed)
             for inputs in self.get_eval_dataloader():
                 answers = self.write(model, self._prepare_inputs(inputs), self.run.validation)
