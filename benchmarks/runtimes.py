@@ -4,7 +4,8 @@ Each is timed from texts to labels through `predict`, in turn, on one thread, in
 shared; next to ONNX Runtime's own dynamic int8 driven by hand on the same weights, without this package: a batch in
 one call, padded to its longest text, or in the parts in which `predict` runs it, to see what is gained by these alone.
 Run: python benchmarks/runtimes.py [folder of a fine-tuned classifier, which is made there if it is missing] [rounds]
-Exit code 1 if a bar is missed.
+Exit code 1 if a bar is missed. With "embedder" instead of the folder, MiniLM itself embeds 200 descriptions on both,
+and its vectors are compared.
 """
 
 import copy
@@ -17,6 +18,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -27,13 +29,13 @@ from transformers.utils import logging
 
 from datadreamer_like import DataDreamer, quantization
 from datadreamer_like.distillation.tokens import parts_in_cache
-from datadreamer_like.models import TrainedModel
+from datadreamer_like.models import SentenceTransformersEmbedder, TrainedModel
 from datadreamer_like.steps import CSVDataSource
 from datadreamer_like.trainers import TrainHFClassifier
 
 DATA = Path(__file__).parents[1] / "examples" / "data"
-SINGLE, BATCHED, HELD_OUT = 16, 64, 400
-Predict = Callable[[list[str]], list[str]]
+SINGLE, BATCHED, HELD_OUT, EMBEDDED = 16, 64, 400, 200
+Predict = Callable[[list[str]], list[Any]]
 
 
 def processor() -> str:
@@ -98,14 +100,48 @@ def seconds(predict: Predict, texts: list[str], at_once: int) -> float:
     return time.process_time() - started
 
 
-def main() -> None:
+def prepared() -> int:
+    """Sets one thread and no reports of libraries, names the processor, and returns the number of rounds."""
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     python_logging.disable(python_logging.WARNING)  # of the exporters
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    rounds = int(sys.argv[2]) if len(sys.argv) > 2 else 7
     print(processor())
+    return int(sys.argv[2]) if len(sys.argv) > 2 else 7
+
+
+def embedders() -> None:
+    """Prints the times of MiniLM as an embedder, in turns, and how far its vectors are from those of fp32 in torch."""
+    rounds = prepared()
+    with (DATA / "package_descriptions_heldout.csv").open(encoding="utf-8", newline="") as file:
+        texts = [row["description"] for row in csv.DictReader(file)][:EMBEDDED]
+    with tempfile.TemporaryDirectory() as folder:
+        base, model = SentenceTransformersEmbedder(get_model_path(), device="cpu"), TrainedModel.load(get_model_path())
+        on = {"torch, fp32": base}
+        for precision in ("fp32", "int8", "int4"):
+            path = model.export("onnx", to=Path(folder) / precision, precision=precision, texts=texts[:32])
+            on[f"ONNX Runtime, {precision}"] = SentenceTransformersEmbedder(path)
+        vectors = {name: np.stack(embedder.run(texts, batch_size=32)) for name, embedder in on.items()}
+        took: dict[str, dict[int, list[float]]] = {name: {1: [], 32: []} for name in on}
+        for number in range(rounds):
+            for name in [*on][number % len(on) :] + [*on][: number % len(on)]:
+                for at_once, found in took[name].items():
+                    found.append(seconds(on[name].run, texts, at_once) / len(texts) * 1e3)
+    wanted = vectors["torch, fp32"]
+    nearest = {name: np.argsort(-(found @ found.T), axis=1)[:, 1] for name, found in vectors.items()}
+    print("cosine to fp32 torch, share of texts with the same nearest text, ms a text, times fp32 torch")
+    for name, times in took.items():
+        cosine, same = (vectors[name] * wanted).sum(1), float((nearest[name] == nearest["torch, fp32"]).mean())
+        line = f"{name:22} {cosine.mean():.4f} (least {cosine.min():.4f}) {100 * same:5.1f} %"
+        for size, found in times.items():
+            ratio = statistics.median(a / b for a, b in zip(took["torch, fp32"][size], found, strict=True))
+            line += f"   batch {size}: {min(found):6.2f} {ratio:5.2f} ×"
+        print(line)
+
+
+def main() -> None:
+    rounds = prepared()
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         student = fine_tuned(Path(sys.argv[1]) if len(sys.argv) > 1 else folder / "student")
@@ -169,4 +205,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    embedders() if sys.argv[1:2] == ["embedder"] else main()

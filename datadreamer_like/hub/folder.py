@@ -52,10 +52,10 @@ def library_of(files: Collection[str]) -> str | None:
     """Returns the Hub's name of the library that loads such files; None if there is none."""
     if ADAPTER in files:
         return "peft"
-    if "modules.json" in files:
-        return "sentence-transformers"
     if is_graph(files):
         return "onnx"
+    if "modules.json" in files:
+        return "sentence-transformers"
     return "transformers" if "config.json" in files else None
 
 

@@ -38,10 +38,13 @@ def load_model(
     elif library is None or library == "peft":
         code = f"from huggingface_hub import snapshot_download\n\nfolder = snapshot_download({given})"
     elif library == "onnx" or _CONFIDENCE in files or _TOKENIZER not in files:
-        runtime = ', runtime="onnx"' if is_graph(files) else ""
+        name, call, runtime = "TrainedModel", "TrainedModel.load", ', runtime="onnx"' if is_graph(files) else ""
+        if library == "onnx" and "modules.json" in files:
+            name = call = "SentenceTransformersEmbedder"
+            runtime = ""
         return (
-            "from datadreamer_like.models import TrainedModel\nfrom huggingface_hub import snapshot_download\n\n"
-            f"model = TrainedModel.load(snapshot_download({given}){runtime})"
+            f"from datadreamer_like.models import {name}\nfrom huggingface_hub import snapshot_download\n\n"
+            f"model = {call}(snapshot_download({given}){runtime})"
         )
     else:
         code = f"from transformers import pipeline\n\nmodel = pipeline({arguments(repository, task, model=name)})"

@@ -199,8 +199,13 @@ def test_a_graph_is_published_and_its_card_loads_it_on_its_runtime(hub: HubServe
     publish_model(tmp_path, "me/graph", card=STUDENT)
     assert hub.card_data("model", "me/graph")["library_name"] == "onnx"
     assert 'TrainedModel.load(snapshot_download("me/graph"), runtime="onnx")' in hub.readme("model", "me/graph")
+    (tmp_path / "modules.json").write_text("[]")
+    publish_model(tmp_path, "me/graph", card=STUDENT)
+    assert hub.card_data("model", "me/graph")["library_name"] == "onnx"
+    assert 'SentenceTransformersEmbedder(snapshot_download("me/graph"))' in hub.readme("model", "me/graph")
     (tmp_path / "model.onnx").rename(tmp_path / "model.safetensors")
     publish_model(tmp_path, "me/graph", card=STUDENT)
+    assert hub.card_data("model", "me/graph")["library_name"] == "sentence-transformers"
     assert "model.onnx" not in hub.files("model", "me/graph")
 
 

@@ -12,7 +12,11 @@ import numpy as np
 
 from datadreamer_like.errors import require_extra
 
-from ..trained.sentence_transformers_model import SentenceTransformersModel, refuse_unknown_kwargs
+from ..trained.sentence_transformers_model import (
+    SentenceTransformersModel,
+    check_graph_embedder,
+    refuse_unknown_kwargs,
+)
 from .embedder import Embedder, Vector
 
 if TYPE_CHECKING:
@@ -22,16 +26,21 @@ if TYPE_CHECKING:
 class SentenceTransformersEmbedder(Embedder, SentenceTransformersModel):
     """A sentence-transformers model, or a plain encoder with mean pooling.
 
+    The folder of an ONNX export (`export("onnx")`) runs on ONNX Runtime, on the CPU and with torch's number of threads;
+    its pooling and other modules are those of sentence-transformers.
+
     Args:
         model_name: A folder, a trainer or trained model, or a Hub id.
         trust_remote_code, device: Whether its repository's code may run; None takes a GPU if there is one.
-        dtype: Data type of the weights, such as "bfloat16"; vectors are always float32.
+        dtype: Data type of the weights, such as "bfloat16"; vectors are always float32. None for an ONNX export.
         **kwargs: Further arguments of `SentenceTransformer`, such as `revision` or `truncate_dim`.
 
     Raises:
-        MissingExtra: torch or sentence-transformers is not installed.
+        MissingExtra: torch or sentence-transformers is not installed, or onnxruntime for an ONNX export.
         UnknownModel: The path does not exist.
-        DefinitionError: `SentenceTransformer` takes no argument of a name in `kwargs`.
+        DefinitionError: `SentenceTransformer` takes no argument of a name in `kwargs`, or an argument has no effect on
+            an ONNX export.
+        MethodMisfit: The ONNX export is not one of an embedder or plain encoder.
 
     Example:
         >>> embedder = SentenceTransformersEmbedder("sentence-transformers/all-MiniLM-L6-v2")  # doctest: +SKIP
@@ -52,10 +61,18 @@ class SentenceTransformersEmbedder(Embedder, SentenceTransformersModel):
         super().__init__("", cache_folder_path)
         refuse_unknown_kwargs(type(self), "SentenceTransformer", model_name, trust_remote_code, kwargs)
         self.set_source(model_name, trust_remote_code, device, dtype, kwargs)
+        self._is_graph = self._source.is_graph or getattr(self._source.origin, "runtime", "torch") == "onnx"
+        if self._is_graph:
+            require_extra("export", "onnxruntime", what="An embedder on ONNX Runtime")
+            check_graph_embedder(self._source, device, dtype, kwargs)
 
     @cached_property
     def model(self) -> Any:
         """The `SentenceTransformer`, on its device."""
+        if self._is_graph:
+            from ..exports.onnx_embedder import OnnxSentenceTransformer
+
+            return self.loaded_by(OnnxSentenceTransformer)
         from sentence_transformers import SentenceTransformer
 
         return self.loaded_by(SentenceTransformer)

@@ -36,7 +36,7 @@ class Exported:
         loads_in: The runtime in which the files were checked, with its version.
         texts: Number of texts that were compared.
         distance: Relative L2 distance of the runtime's logits from the model's in torch: ‖difference‖ / ‖logits‖.
-        agreement: Share of the texts with the same most likely class or next token.
+        agreement: Share of the texts with the same most likely class or next token; of no meaning for embedders.
         parameters: Number of the model's weights.
         weight_bytes: Bytes of the files that hold them.
         files: Size in bytes and digest of each file, but for the card.

@@ -30,7 +30,7 @@ from ..quiet import quiet
 from ..trained.confidence import Confidence
 from ..trained.embedder_files import copy_modules
 from ..trained.hf_source import forget_gguf
-from ..trained.model_facts import count_parameters
+from ..trained.model_facts import count_parameters, task_of
 from ..trained.model_files import check_saved_files, write_card
 from ..trained.predictions import check_texts
 from .int4 import Codes
@@ -285,7 +285,7 @@ def _checked(form: Any, model: Any, tokenizer: Any, draft: Path, texts: list[str
             "was written. Check the weights for infinities and outliers, or choose more bits."
         )
     agreement = float((wanted.argmax(-1) == found.argmax(-1)).double().mean())
-    if agreement < _AGREEMENT:
+    if agreement < _AGREEMENT and task_of(model.config) != "feature-extraction":
         logger.warning(
             'The "%s" export of %s gives another most likely class or next token than the model for %.0f %% of the %d '
             "texts compared (agreement in %s). Measure it with Compare, or choose more bits.",

@@ -31,6 +31,14 @@ def task_of(config: PretrainedConfig) -> Task:
     return "feature-extraction"
 
 
+def instead_of_predict(task: Task, path: str) -> str:
+    """Returns what to do with a model that is not a classifier."""
+    if task in ("text-generation", "text2text-generation"):
+        return f"Run it with HFTransformers({path!r})."
+    embeds = f" SentenceTransformersEmbedder({path!r}) embeds texts with it." if task == "feature-extraction" else ""
+    return f"Train it as one first.{embeds}"
+
+
 def imports_of(config: PretrainedConfig) -> list[str]:
     """Returns the modules to import before transformers can load a model: none, or those of this package."""
     saved = getattr(config, "quantization_config", None) or {}

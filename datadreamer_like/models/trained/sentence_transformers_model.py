@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from inspect import signature
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 from datadreamer_like.errors import DefinitionError, MethodMisfit
 
 from ..known_options import options_of_run, refuse_unknown, refuse_unknown_loading
 from ..model import Model, check_spelling, checked_device, free_memory
 from ..task_models.task_model import TextOptions
-from .hf_source import HOW_FETCHED, hf_source, loading
+from .hf_source import HOW_FETCHED, HFSource, hf_source, loading
+from .model_facts import task_of
+from .saved_config import config_values
 
 # Arguments of both classes of sentence-transformers, so that the usual ones are known before it is imported.
 _SHARED = frozenset({
@@ -20,6 +23,8 @@ _SHARED = frozenset({
     "tokenizer_kwargs",
 })  # fmt: skip
 _OWN = frozenset({"self", "model_name_or_path", "modules", "device", "trust_remote_code"})
+_OF_WEIGHTS = ("model_kwargs", "config_kwargs", "backend")
+"""Arguments without effect on a graph: it has no weights to load, and its config decides nothing in it."""
 _INSTEAD = {"use_auth_token": "Give token instead.", **options_of_run(TextOptions)}
 
 
@@ -37,6 +42,30 @@ def refuse_unknown_kwargs(kind: type, loaded_by: str, model: Any, trust: bool, k
     source = hf_source(model, kwargs.get("revision"))
     given = (kwargs.get("model_kwargs") or {}).keys()
     refuse_unknown_loading(kind, given, source, source.fetching(trust, kwargs))
+
+
+def check_graph_embedder(source: HFSource, device: Any, dtype: Any, kwargs: Mapping[str, Any]) -> None:
+    """Checks, from its config alone, that an ONNX export embeds texts, and that it is given nothing without effect.
+
+    Raises:
+        DefinitionError: It is given a device other than the CPU, or an option of weights.
+        MethodMisfit: Its graph ends in a head, so that it has no vectors of tokens.
+    """
+    weights = {"dtype": dtype, **{name: kwargs.get(name) for name in _OF_WEIGHTS}}
+    elsewhere = device is not None and str(device) != "cpu"
+    given = [name for name, value in weights.items() if value] + ["device"] * elsewhere
+    if given:
+        raise DefinitionError(
+            f"{source.name} is a graph of ONNX Runtime, which runs on the CPU in the precision of its export: "
+            f"{', '.join(given)} has no effect on it. Leave {'it' if len(given) == 1 else 'them'} out."
+        )
+    assert source.folder is not None
+    task = task_of(cast("Any", SimpleNamespace(**config_values(source.folder) or {})))
+    if task != "feature-extraction":
+        raise MethodMisfit(
+            f"{source.name} is the graph of a model for {task}: it gives logits, not the vectors of tokens that an "
+            "embedder pools. Pass the model that it was exported from."
+        )
 
 
 class SentenceTransformersModel(Model):

@@ -18,7 +18,7 @@ from ..model import free_memory
 from ..quiet import quiet
 from .confidence import CONFIDENCE_NAME, Confidence
 from .hf_source import forget_gguf, hf_source, loading, local_folder
-from .model_facts import Task, count_parameters, dtype_name, head_options, imports_of, task_of
+from .model_facts import Task, count_parameters, dtype_name, head_options, imports_of, instead_of_predict, task_of
 from .model_files import check_publishable, files_identity, model_files, model_folder, read_card, write_card
 from .predictions import (
     Answers,
@@ -139,8 +139,7 @@ class TrainedModel:
     def labels(self) -> list[str]:
         """A classifier's classes, in the order of its logits; raises `MethodMisfit` for other models."""
         if self.task != "text-classification":
-            generates = self.task in ("text-generation", "text2text-generation")
-            advice = f"Run it with HFTransformers({self.path!r})." if generates else "Train it as one first."
+            advice = instead_of_predict(self.task, self.path)
             raise MethodMisfit(f"{self!r} is not a classifier (its task is {self.task}). {advice}")
         return [str(label) for _, label in sorted((self.config.id2label or {}).items())]
 
