@@ -191,12 +191,14 @@ def rename_modules(model: nn.Module, names: Mapping[str, str | None]) -> None:
 def load(folder: str | os.PathLike[str], **options: Any) -> nn.Module:
     """Loads a model from a folder or the Hub, in the class that was saved; `options` go to `from_pretrained`.
 
+    A `config` among them is taken instead of the saved one.
+
     Raises:
         StorageError: The files lack weights of the model's head, which would be random, or hold codes that its config
             does not describe, which would be taken for weights.
     """
     fetched = {name: value for name, value in options.items() if name in _HOW_FETCHED}
-    config = transformers.AutoConfig.from_pretrained(folder, **fetched)
+    config = options.get("config") or transformers.AutoConfig.from_pretrained(folder, **fetched)
     architecture = (config.architectures or ["AutoModel"])[0]
     # Those in `formats.classifiers` are known to the auto class.
     model_class = getattr(transformers, architecture, transformers.AutoModelForSequenceClassification)

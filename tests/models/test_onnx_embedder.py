@@ -26,6 +26,8 @@ from datadreamer_like.models import (
     SentenceTransformersEmbedder,
     TrainedModel,
 )
+from datadreamer_like.quantization import NF4
+from datadreamer_like.stages import Quantize
 from datadreamer_like.steps import DataSource, Embed
 
 TEXTS = [
@@ -349,3 +351,30 @@ def test_the_threads_are_those_of_torch(graph):
             assert model.model[0].model.session().get_session_options().intra_op_num_threads == threads
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("architecture", ["BertForMaskedLM", "BertModel"])
+def test_an_embedder_whose_config_names_the_head_that_it_was_trained_with_is_one(
+    architecture: str, embedder: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(embedder, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"architectures": [architecture]}))
+    trained = TrainedModel.load(folder)
+    assert trained.task == "feature-extraction"
+    assert type(trained.model) is transformers.BertModel
+    wanted = vectors(SentenceTransformersEmbedder(embedder))
+    np.testing.assert_allclose(vectors(SentenceTransformersEmbedder(graph_of(folder))), wanted, atol=1e-5)
+    with DataDreamer(tmp_path / "out", verbose=False):
+        small = Quantize("Codes", folder, NF4())
+        found = vectors(SentenceTransformersEmbedder(small.path))
+    assert not np.array_equal(found, wanted)
+    np.testing.assert_allclose(found, wanted, atol=0.02)
+
+
+def test_a_masked_language_model_without_modules_keeps_its_head(tmp_path: Path) -> None:
+    tokenizer = tiny_models.word_pieces(TEXTS)
+    folder = tiny_models.save(tiny_models.bert(tokenizer, transformers.BertForMaskedLM), tokenizer, tmp_path / "model")
+    trained = TrainedModel.load(folder)
+    assert (trained.task, type(trained.model)) == ("fill-mask", transformers.BertForMaskedLM)

@@ -2,12 +2,42 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from .hf_source import hf_source, loading
+from .model_facts import task_of
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 _OWN = ("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json")
 _OF_MODULE = ("config.json", "model.safetensors", "pytorch_model.bin")
+
+
+def config_of(source: str) -> PretrainedConfig:
+    """Loads the transformers config of a folder, a GGUF file or an id on the Hub; raises what `loading` does.
+
+    That of an embedder may name the masked-LM head that it was trained with, which its files lack: it is left out.
+    """
+    from transformers import AutoConfig
+
+    from datadreamer_like import formats  # noqa: F401  (registers its own architectures)
+
+    with loading(found := hf_source(source)):
+        config = cast("PretrainedConfig", AutoConfig.from_pretrained(found.name, **found.options))
+        is_folder = not Path(source).is_file()
+        if task_of(config) == "fill-mask" and is_folder and _file(source, "modules.json") is not None:
+            config.architectures = None
+    return config
+
+
+def head_left_out(config: PretrainedConfig) -> dict[str, PretrainedConfig]:
+    """Returns the argument of `formats.load` by which it leaves out the head that `config_of` has left out."""
+    return {} if config.architectures else {"config": copy.deepcopy(config)}
 
 
 def copy_modules(source: str, folder: Path) -> list[str]:

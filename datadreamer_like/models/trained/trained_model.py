@@ -17,6 +17,7 @@ from ..exports.report import EXPORT_NAME, Runtime, opened
 from ..model import free_memory
 from ..quiet import quiet
 from .confidence import CONFIDENCE_NAME, Confidence
+from .embedder_files import config_of, head_left_out
 from .hf_source import forget_gguf, hf_source, loading, local_folder
 from .model_facts import Task, count_parameters, dtype_name, head_options, imports_of, instead_of_predict, task_of
 from .model_files import check_publishable, files_identity, model_files, model_folder, read_card, write_card
@@ -118,12 +119,7 @@ class TrainedModel:
     @cached_property
     def config(self) -> PretrainedConfig:
         """The model's transformers config."""
-        from transformers import AutoConfig
-
-        from datadreamer_like import formats  # noqa: F401  (registers its own architectures)
-
-        with loading(source := hf_source(self.path)):
-            return cast("PretrainedConfig", AutoConfig.from_pretrained(source.name, **source.options))
+        return config_of(self.path)
 
     @property
     def task(self) -> Task:
@@ -206,7 +202,7 @@ class TrainedModel:
         source = hf_source(self.path)
         with loading(source, weights=True):
             if source.gguf_file is None:
-                model = formats.load(self.path, **options)
+                model = formats.load(self.path, **options, **head_left_out(self.config))
             else:
                 options |= {"config": self.config, **source.options}
                 model = AutoModelForCausalLM.from_pretrained(source.name, **options)

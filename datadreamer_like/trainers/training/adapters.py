@@ -149,8 +149,7 @@ def merged(adapted: Any, saved: Path | None = None) -> Any:
     """
     dequantize(adapted)
     for module in adapted.modules():
-        # Their codes were a linear layer, by which peft took the weight for [out, in].
-        if isinstance(getattr(module, "base_layer", None), Conv1D) and hasattr(module, "fan_in_fan_out"):
+        if isinstance(getattr(module, "base_layer", None), Conv1D):  # its codes were those of an `nn.Linear`
             module.fan_in_fan_out = True
     with _quiet_peft():
         # A model of transformers may be inside another one, as in embedders.
