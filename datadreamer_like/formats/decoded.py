@@ -62,7 +62,8 @@ class DecodedLinear(CodedModule, nn.Linear):
         if self.training or not small or x.device.type != "cpu" or torch.compiler.is_compiling():
             self._kept = None
             return None
-        now = (x.dtype, version(self.weight), *map(version, self.buffers()))
+        # Not `self.buffers()`, which takes longer than a product of one row.
+        now = (x.dtype, version(self.weight), *(version(each) for each in self._buffers.values() if each is not None))
         if self._kept is None or self._kept[0] != now:
             with torch.inference_mode(False):  # gradients may be asked for later
                 self._kept = (now, self.dequantized(x.dtype))
