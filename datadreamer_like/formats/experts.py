@@ -190,6 +190,7 @@ class SingleExperts(LayoutKind):
     """Experts with layers of their own."""
 
     name = "experts"
+    compiles = False  # which experts run depends on the tokens
 
     def rebuild(self, model: nn.Module, entry: Entry) -> None:
         """Gives the experts layers, on the meta device."""

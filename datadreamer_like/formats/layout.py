@@ -81,6 +81,7 @@ class LayoutKind:
         trainable: Whether the weights can be trained further; False if the kind replaces layers by coded modules. The
             model then counts as quantized for transformers, whose `Trainer` refuses it.
         takes_adapters: Whether adapters such as LoRA can be trained on its modules.
+        compiles: Whether a model with its modules can be compiled as one graph.
         storage_only: Whether only the tensors on disk differ, not the modules. Such entries are rebuilt and packed
             after all others, so that they apply to the tensors of the other kinds.
     """
@@ -89,6 +90,7 @@ class LayoutKind:
     format: int = 1
     trainable: bool = True
     takes_adapters: bool = True
+    compiles: bool = True
     storage_only: bool = False
 
     def rebuild(self, model: nn.Module, entry: Entry) -> None:

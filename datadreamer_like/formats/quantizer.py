@@ -95,8 +95,8 @@ class LayoutQuantizer(HfQuantizer):
 
     @property
     def is_compileable(self) -> bool:
-        """The modules are plain PyTorch."""
-        return True
+        """Whether every layout can be compiled: transformers does so by itself for a static cache on a GPU."""
+        return all(kind_of(entry).compiles for entry in self.quantization_config.layouts)
 
 
 def packed_state(model: nn.Module) -> dict[str, torch.Tensor]:
