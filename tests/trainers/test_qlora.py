@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +21,11 @@ from transformers import (
     DistilBertModel,
 )
 
+from datadreamer_like import DataDreamer
 from datadreamer_like.errors import ArgumentTypeError, DefinitionError, MethodMisfit
+from datadreamer_like.models import TrainedModel
+from datadreamer_like.pruning import Magnitude
+from datadreamer_like.quantization import NF4
 from datadreamer_like.trainers import (
     TrainEmbeddingClassifier,
     TrainHFClassifier,
@@ -268,3 +273,16 @@ def test_a_config_of_ones_own_replaces_its_part(tiny_causal_lm):
         TrainHFFineTune("D", str(tiny_causal_lm), qlora=4)
     with pytest.raises(DefinitionError, match="quantized weights cannot be trained. Pass a peft_config too"):
         TrainHFFineTune("E", str(tiny_causal_lm), quantization_config=eight)
+
+
+@pytest.mark.parametrize("method", [Magnitude(0.5), NF4()], ids=str)
+def test_a_model_that_was_pruned_or_quantized_here_is_refused_with_what_to_do(
+    method: Any, tiny_causal_lm: Path, tmp_path: Path
+) -> None:
+    start = TrainedModel(tiny_causal_lm)
+    folder = TrainedModel.save(method.apply(start.model), start.tokenizer, tmp_path / "small").path
+    with DataDreamer(tmp_path / "out", verbose=False):
+        rows = Rows("Rows", {"text": ["a b c"] * 4}).output["text"]
+        trainer = TrainHFFineTune("Tuned", folder, qlora=True)
+        with pytest.raises(MethodMisfit, match=r"pruned or quantized by this package.*with peft_config alone"):
+            trainer.train(rows, rows, rows, rows)

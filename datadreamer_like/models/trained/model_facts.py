@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
+from datadreamer_like.errors import MethodMisfit
+
 if TYPE_CHECKING:
     import torch
     from torch import nn
@@ -39,11 +41,30 @@ def instead_of_predict(task: Task, path: str) -> str:
     return f"Train it as one first.{embeds}"
 
 
+def is_compressed(config: PretrainedConfig) -> bool:
+    """Whether a saved config says that the model was pruned or quantized by this package."""
+    saved = getattr(config, "quantization_config", None) or {}
+    return isinstance(saved, dict) and saved.get("quant_method") == "datadreamer_like"
+
+
+def uncompressed(config: PretrainedConfig) -> PretrainedConfig:
+    """Returns the config of a model that bitsandbytes is to quantize; raises `MethodMisfit` if it is compressed."""
+    if is_compressed(config):
+        raise MethodMisfit(
+            f"The {config.model_type} model was pruned or quantized by this package, and its config has room for one "
+            "method only: it takes no qlora or quantization_config. Quantize it with stages.Quantize(name, model, "
+            "quantization.NF4()) if it is not yet, and train an adapter on the result with peft_config alone."
+        )
+    return config
+
+
 def imports_of(config: PretrainedConfig) -> list[str]:
     """Returns the modules to import before transformers can load a model: none, or those of this package."""
-    saved = getattr(config, "quantization_config", None) or {}
-    compressed = isinstance(saved, dict) and saved.get("quant_method") == "datadreamer_like"
-    return ["datadreamer_like.formats"] if compressed or str(config.model_type).startswith("datadreamer_") else []
+    return (
+        ["datadreamer_like.formats"]
+        if is_compressed(config) or str(config.model_type).startswith("datadreamer_")
+        else []
+    )
 
 
 def head_options(config: PretrainedConfig) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from transformers.quantizers.base import get_keys_to_not_convert
 from datadreamer_like.errors import DefinitionError, HubError, MethodMisfit
 from datadreamer_like.formats import dequantize, put_together
 from datadreamer_like.models.trained.hf_source import ADAPTER_FOLDER, HOW_FETCHED
-from datadreamer_like.models.trained.model_facts import dtype_name, head_options
+from datadreamer_like.models.trained.model_facts import dtype_name, head_options, uncompressed
 from datadreamer_like.storage.folders import system_errors
 
 logger = logging.getLogger("datadreamer_like")
@@ -53,17 +53,17 @@ def qlora_configs(dtype: torch.dtype | None) -> tuple[Any, Any]:
     return quantized, LoraConfig(r=16, lora_alpha=16, lora_dropout=0.05, target_modules="all-linear")
 
 
-def keeping_heads(quantization: Any, make_model: Callable[[], Any]) -> Any:
+def keeping_heads(quantization: Any, config: Any, make_model: Callable[[Any], Any]) -> Any:
     """Returns a config of bitsandbytes that leaves a model's heads and poolers as they are; others unchanged.
 
-    `make_model` makes a model of the kind, of which only the names are used. The head of a language model shares
+    `make_model` makes a model of its `config`, of which only the names are used. The head of a language model shares
     weights, those of a classifier are trained whole, and new weights have no codes. A config that names modules to
     leave out stays as it is too.
     """
     if type(quantization).__name__ != "BitsAndBytesConfig" or quantization.llm_int8_skip_modules is not None:
         return quantization
     with torch.device("meta"):
-        empty = make_model()
+        empty = make_model(uncompressed(config))
     found = copy.deepcopy(quantization)
     kept = {*_heads(empty), *get_keys_to_not_convert(empty), *_POOLERS}
     found.llm_int8_skip_modules = sorted(kept)

@@ -319,8 +319,8 @@ class HFTrainer(Trainer):
         options["dtype"] = self.dtype if self.peft_config is not None and self.dtype is not None else torch.float32
         if self.quantization_config is not None:
             config = transformers.AutoConfig.from_pretrained(self.source, **self.hub_options())
-            empty = partial(self.auto_class(config).from_config, config, trust_remote_code=self.trust_remote_code)
-            options["quantization_config"] = adapters.keeping_heads(self.quantization_config, empty)
+            empty = partial(self.auto_class(config).from_config, trust_remote_code=self.trust_remote_code)
+            options["quantization_config"] = adapters.keeping_heads(self.quantization_config, config, empty)
         return options
 
     def _with_adapter(self, model: Any, task: Task, train: Examples) -> Any:
