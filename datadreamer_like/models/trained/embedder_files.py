@@ -1,4 +1,4 @@
-"""What a sentence-transformers model has besides its transformer: pooling, normalisation and the modules after them."""
+"""What the files of embedders have of their own: modules after the transformer, and configs that name another head."""
 
 from __future__ import annotations
 
